@@ -58,6 +58,7 @@ from medmllm_plugins.probes.shortcuts import shortcut_report
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import (
     CONTROL,
     MODULES,
@@ -77,13 +78,14 @@ def analyse(
     reference: Reference | None = None,
     anchors: Anchors | None = None,
     masked: MaskedCheck | None = None,
+    patching: TwinPatching | None = None,
     device: torch.device | None = None,
 ) -> ProbeAnalysis:
     """Fit the probes of a task and diagnose where the model loses the class.
 
     ``masked`` compares the answers about images with and without border, see
-    :func:`~medmllm_plugins.probes.masked_border.masked_answers`. The device is a CUDA device if there is
-    one, by default.
+    :func:`~medmllm_plugins.probes.masked_border.masked_answers`; ``patching`` is the result of twin patching. The
+    device is a CUDA device if there is one, by default.
 
     Raises:
         DataError: the folds are too small, features are damaged or not finite, or features and answers belong to
@@ -119,6 +121,7 @@ def analyse(
         score_variation=score_variation(scores.test),
         answers_know_something=chain.answer_p <= LEVEL,
         folds_differ=shortcuts.folds_differ,
+        patching=patching,
     )
     best, tied = _best_point(points, fitted, labelled)
     analysis = ProbeAnalysis(
@@ -139,6 +142,7 @@ def analyse(
         health=_feature_health(fitted, figures, store.header.layers),
         mapping=mapping,
         anchors=anchors,
+        patching=patching,
         diagnosis=diagnose(chain, circumstances),
         diagnosis_without_reference=diagnose(replace(chain, reference=None), circumstances),
         control_types=fitted.types,

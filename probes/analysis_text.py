@@ -28,7 +28,10 @@ def headline(analysis: ProbeAnalysis) -> str:
         f"Answers {analysis.answer.percent()}, best probe {best.accuracy.percent()} at {best.layer} ({best.pooling})."
     ]
     supported, named = diagnosis.supported, diagnosis.named
-    if named == HANDOVER:
+    if diagnosis.patched:
+        titles = " and ".join(f"{CONCLUSION_TITLES[mode]} ({mode})" for mode in diagnosis.patched)
+        sentences.append(f"Twin patching shows {titles}.")
+    elif named == HANDOVER:
         sentences.append(
             f"The class can be read up to {diagnosis.readable_until}, and nothing after it uses it ({HANDOVER}). "
             f"Interfaces that may be at fault: {', '.join(diagnosis.candidates)}."
@@ -48,7 +51,8 @@ def headline(analysis: ProbeAnalysis) -> str:
         effect for effect in supported if effect.mode != named and not (named == HANDOVER and effect.mode == "mapping")
     ]
     if named is not None and others:
-        sentences.append(f"Also supported: {_format_losses(others)}.")
+        by = "by probes" if diagnosis.patched else "too"
+        sentences.append(f"Supported {by}: {_format_losses(others)}.")
     if diagnosis.undecided:
         sentences.append(f"Undecided: {', '.join(diagnosis.undecided)}.")
     return " ".join(sentences)

@@ -7,6 +7,9 @@ the answers, and the conclusion is an unread hand-over. Evidence from outside th
 in words instead of the image (text anchor), marks drawn on the images (positive control), the text of the answers, and
 relabellings fitted on the validation fold.
 
+A twin, a second checkpoint that answers better, decides before all of this: its states are put into the model, so that
+use is shown and not only availability.
+
 All rules are in this module; docs/diagnosis.md explains them.
 """
 
@@ -16,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from medmllm_plugins.results.anchor_records import Anchors
-from medmllm_plugins.results.probe_records import HANDOVER, Diagnosis, Interface, Mode
+from medmllm_plugins.results.patch_records import TwinPatching
+from medmllm_plugins.results.probe_records import HANDOVER, MODES, Diagnosis, Interface, Mode
 
 CERTAIN: Final = 0.95
 """A mode is named if at least this share of the resamples agrees that its step loses most."""
@@ -41,6 +45,7 @@ class Circumstances:
             that varies most; NaN without scores.
         answers_know_something: whether the answers pass their permutation test.
         folds_differ: whether train and test documents can be distinguished so well that probes may not carry over.
+        patching: result of twin patching; ``None`` without a twin.
     """
 
     mapping_kind: str = "cannot tell"
@@ -51,6 +56,7 @@ class Circumstances:
     score_variation: float = float("nan")
     answers_know_something: bool = False
     folds_differ: bool = False
+    patching: TwinPatching | None = None
 
     @property
     def text_anchor(self) -> str:
@@ -76,12 +82,17 @@ class _Draft:
 def conclude(
     diagnosis: Diagnosis, circumstances: Circumstances, *, answers_match_reference: bool = False
 ) -> dict[str, Any]:
-    """Return the fields ``named``, ``readable_until``, ``candidates`` and ``reasons`` of a diagnosis.
+    """Return the fields ``named``, ``readable_until``, ``candidates``, ``reasons`` and ``patched`` of a diagnosis.
 
     ``answers_match_reference``: whether the answers are at least as accurate as an informative reference.
     """
     draft = _Draft()
-    if answers_match_reference and diagnosis.supported:
+    patched = patched_modes(circumstances.patching)
+    if circumstances.patching is not None and patched:
+        draft.reasons.append(_patched_reason(circumstances.patching))
+        draft.named = patched[0] if len(patched) == 1 else None
+        mode = None
+    elif answers_match_reference and diagnosis.supported:
         draft.reasons.append("The answers are at least as accurate as the reference classifier, so no mode is named.")
         mode = None
     else:
@@ -102,7 +113,29 @@ def conclude(
         "readable_until": draft.readable_until,
         "candidates": draft.candidates,
         "reasons": tuple(draft.reasons),
+        "patched": patched,
     }
+
+
+def patched_modes(patching: TwinPatching | None) -> tuple[Mode, ...]:
+    """Return the failure modes that patching shows, in the order of the stages.
+
+    There are none if the twin is not clearly better: then patching says where the twin fails.
+    """
+    if patching is None or patching.better != "twin":
+        return ()
+    return tuple(mode for mode in MODES if mode in patching.stages)
+
+
+def _patched_reason(patching: TwinPatching) -> str:
+    restored, broken = (
+        f"from {site} on" if site else "at no site" for site in (patching.first_restoring, patching.first_breaking)
+    )
+    return (
+        f"A twin that answers better ({patching.better_accuracy.value:.1%} of {patching.n} documents, the model "
+        f"{patching.worse_accuracy.value:.1%}) restores the answers {restored}; the model's states break the twin's "
+        f"answers {broken}."
+    )
 
 
 def _largest(diagnosis: Diagnosis, circumstances: Circumstances, draft: _Draft) -> Mode | None:

@@ -103,6 +103,7 @@ def diagnose(
             options,
             reference=reference_answers,
             anchors=None if earlier is None else earlier.anchors,
+            patching=None if earlier is None else earlier.patching,
             masked=None if earlier is None or earlier.shortcuts is None else earlier.shortcuts.masked_answers,
             device=torch_device,
         )

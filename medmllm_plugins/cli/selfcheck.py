@@ -15,13 +15,20 @@ from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.probes.validation.selfcheck import selfcheck as run_selfcheck
+from medmllm_plugins.probes.validation.selfcheck_report import Report
+from medmllm_plugins.probes.validation.twin_selfcheck import TwinReport, twin_selfcheck
 
 app = new_app()
 
 
 @app.command(epilog="Example: medmllm selfcheck --seeds 2")
 def selfcheck(
-    seeds: Annotated[int, typer.Option(metavar="N", help="Rounds of 21 trials each.")] = 20,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Rounds of 21 trials each; with --twin, of one trial for each fault.")
+    ] = 20,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Test twin patching instead, with the healthy demo as the twin.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every trial's analysis to a new file of JSON lines.")
     ] = None,
@@ -30,8 +37,8 @@ def selfcheck(
     """Check that the diagnosis finds faults planted in the demo.
 
     Every stage is broken in turn, in ways that destroy the class and in ways that only change its form. Healthy and
-    harmlessly edited models and simulated stages without loss must cause no alarm. The exit status is 1 if the
-    diagnosis is wrong too often.
+    harmlessly edited models and simulated stages without loss must cause no alarm. With --twin, patching with the
+    healthy demo must name the stages that are broken. The exit status is 1 if the diagnosis is wrong too often.
     """
     if seeds < 1:
         raise OptionError(f"Expected argument `seeds` to be at least 1, got {seeds}.")
@@ -39,7 +46,11 @@ def selfcheck(
         raise OptionError(f"{output}: expected a new file for argument `output`, got one that exists.")
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
     data = load_dataset(dataset_specs()["demo"])
-    report = run_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
+    report: Report | TwinReport
+    if twin:
+        report = twin_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
+    else:
+        report = run_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
     if json:
         print_json(report.to_dict())
     else:

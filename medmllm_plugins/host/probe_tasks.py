@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 
 from loguru import logger
 
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.host import command_line
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
+from medmllm_plugins.host.twin_results import TwinResults
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.probes import analysis
 from medmllm_plugins.probes.anchors import SWITCHED_OFF, score_anchors
@@ -22,7 +25,8 @@ from medmllm_plugins.results.anchor_files import write_anchors
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import file_stem
-from medmllm_plugins.results.manifest import ProbeEntry
+from medmllm_plugins.results.manifest import PatchEntry, ProbeEntry
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_files import write_probes
 from medmllm_plugins.results.probe_records import LOST, PRINTED_METRICS, ProbeAnalysis
 
@@ -51,7 +55,7 @@ class Probing(InspectionTask[ProbeAnalysis]):
     def _analyse(self, outcomes: Sequence[Outcome], model: str) -> ProbeAnalysis:
         """Fit the probes."""
         folder = self.run.folder_for(model)
-        anchors = self._anchors(folder)
+        anchors, patching = self._anchors(folder), self._patching(folder)
         store = FeatureStore(self._recorded(self.run.keep_features(self.name), "features of the model's stages"))
         with self.run.stage(f"probe {self.name}"):
             reference = find_reference(folder, self.content.data.fingerprint)
@@ -61,6 +65,7 @@ class Probing(InspectionTask[ProbeAnalysis]):
                 reference=reference,
                 anchors=anchors,
                 masked=masked_answers(store, outcomes, self._read),
+                patching=patching,
             )
         write_probes(folder, file_stem(self.name), result)
         self.run.task(self.name, probes=result.manifest_entry())
@@ -85,6 +90,20 @@ class Probing(InspectionTask[ProbeAnalysis]):
         items = self.content.anchors()
         write_anchors(folder, file_stem(self.name), items, answers)
         return score_anchors(items, answers, not_run)
+
+    def _patching(self, folder: Path) -> TwinPatching | None:
+        """Return the result of twin patching where a twin was named; a failure costs the diagnosis nothing else."""
+        if self.name not in self.run.patched:
+            return None
+        try:
+            result = TwinResults(self.content, self.run).write(folder)
+        except DataError as error:
+            logger.warning(f"{self.name}: no twin patching: {error}")
+            command_line.note_failure(f"{self.name}: no twin patching: {error}")
+            self.run.task(self.name, patching=PatchEntry(failed=str(error)))
+            return None
+        self.run.task(self.name, patching=PatchEntry(headline=result.headline))
+        return result
 
     def _printed(self, result: ProbeAnalysis) -> Mapping[str, float | str | None]:
         return result.printed_metrics()

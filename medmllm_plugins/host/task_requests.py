@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -51,14 +51,14 @@ def check_settings(requests: Iterable[TaskRequest], model: str) -> None:
             check_generation(request.generation, f"{request.task}, {model}", ours=request.content is not None)
 
 
-def check_twin(requests: Iterable[TaskRequest], twin: Twin | None) -> None:
+def check_twin(requests: Sequence[TaskRequest], twin: Twin | None) -> None:
     """Check that tasks that put states of a twin in have one, before a model is loaded.
 
     Raises:
         OptionError: one has none.
     """
-    task = next((request.task for request in requests if request.patching is not None), None)
-    if task is not None and twin is None:
-        raise OptionError(NO_TWIN.format(task=task))
-    if task is None and twin is not None:
-        logger.warning(f"twin={twin.options.pretrained} is not loaded: only med_patch tasks use a twin.")
+    if twin is None:
+        if task := next((request.task for request in requests if request.needs_twin), None):
+            raise OptionError(NO_TWIN.format(task=task))
+    elif all(request.patching is None for request in requests):
+        logger.warning(f"twin={twin.options.pretrained} is not loaded: only med_patch and med_probe tasks use a twin.")

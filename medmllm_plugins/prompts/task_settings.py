@@ -168,7 +168,7 @@ ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name !
 _PLAIN: Final = ("protocol", "folds", "order", "paraphrase", "image", "on_error")
 _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
-_PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "finding")
+_PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "n", "every", "tokens", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
 _PATCHED: Final = ("n", "every", "tokens", "finding")
 AFTERWARDS: Final = (
@@ -219,7 +219,7 @@ class TaskSettings:
         if self.attributions is not None:
             inspection = {"attributions": self.attributions.to_dict(), "finding": self.finding}
         if self.patching is not None:
-            inspection = {"patching": self.patching.to_dict(), "finding": self.finding}
+            inspection |= {"patching": self.patching.to_dict(), "finding": self.finding}
         return {
             "dataset": self.dataset.name,
             "dataset_options": dict(self.dataset.options),
@@ -309,6 +309,7 @@ def _probing(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSettin
         features=features,
         anchors=declaration.anchors,
         masked=declaration.masked,
+        patching=_patch_options(declaration),
     )
 
 
@@ -334,9 +335,12 @@ def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSetti
     if settings.folds != ("test",):
         raise OptionError("States are patched on documents of the test fold: leave `folds` out.")
     finding = _check_one_question(settings, declaration, "Patching needs", "patching is of one finding")
+    return dataclasses.replace(settings, finding=finding, patching=_patch_options(declaration))
+
+
+def _patch_options(declaration: TaskDeclaration) -> PatchOptions:
     n = declaration.n if "n" in declaration.model_fields_set else _PATCHING.n
-    options = PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens)
-    return dataclasses.replace(settings, finding=finding, patching=options)
+    return PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens)
 
 
 def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, who: str, why: str) -> str | None:

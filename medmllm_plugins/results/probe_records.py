@@ -11,6 +11,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, number
 from medmllm_plugins.results.anchor_records import Anchors
 from medmllm_plugins.results.manifest import ProbeEntry
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.utils.record import Record, VersionedRecord, check_version, read_fields
 
@@ -173,6 +174,8 @@ class Diagnosis(Record):
         readable_until: for an unread hand-over, the last site at which the class can be read.
         candidates: for an unread hand-over, the interfaces that may be broken.
         reasons: what the conclusion rests on, a sentence each.
+        patched: the failure modes that patching with a better twin shows, which count before what probes show; empty
+            without a twin.
         answers_over_probe: accuracy of the answers minus that of the probe on the last token at the end of the LLM.
         smallest_supported: smallest loss of accuracy that can be supported.
         smallest_of_interest: smallest loss of interest: a loss is ruled out if it is certainly below.
@@ -184,6 +187,7 @@ class Diagnosis(Record):
     readable_until: str = ""
     candidates: tuple[Interface, ...] = ()
     reasons: tuple[str, ...] = ()
+    patched: tuple[Mode, ...] = ()
     answers_over_probe: Estimate = UNKNOWN
     smallest_supported: float = math.nan
     smallest_of_interest: float = math.nan
@@ -357,6 +361,7 @@ class ProbeAnalysis(VersionedRecord):
             ``layer (pooling)``, ``best`` included.
         mapping: the semantic mapping.
         anchors: answers to the anchors; ``null`` where none were asked.
+        patching: result of twin patching; ``null`` without a twin.
         points: the layer curves, control features included.
         control_types: number of types in the control task.
         shortcuts: shortcuts and nuisance; its warnings are among ``warnings`` too.
@@ -385,6 +390,7 @@ class ProbeAnalysis(VersionedRecord):
     tied: tuple[str, ...] = ()
     mapping: SemanticMapping | None = None
     anchors: Anchors | None = None
+    patching: TwinPatching | None = None
     points: tuple[ProbePoint, ...]
     control_types: int
     shortcuts: ShortcutReport | None = None

@@ -13,7 +13,6 @@ from loguru import logger
 from medmllm_plugins.errors import OptionError, one_line
 from medmllm_plugins.interventions.twin_patching import Answers, PatchSite, check_same_tokens, patch_sites, patch_twins
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, cut, workload
 from medmllm_plugins.runtime.batches import Batches, BatchSize
@@ -68,9 +67,11 @@ class PatchLoop:
             ModelError: the twin cannot be loaded, or sees other tokens.
         """
         for task, group in by_task(requests).items():
-            if group[0].patching is None:
+            if group[0].needs_twin and self._load_twin is None:
+                raise OptionError(NO_TWIN.format(task=task))
+            if group[0].patching is None or self._load_twin is None:
                 continue
-            twin = self._twin(task)
+            twin = self._load_twin(self._run)
             first = self._answering.prepare(group[0])
             inputs = [model.prepare([first.question], [first.visual]) for model in (self._loaded, twin)]
             check_same_tokens(*inputs)
@@ -82,43 +83,33 @@ class PatchLoop:
         """
         for task, group in by_task(requests).items():
             content, options = group[0].content, group[0].patching
-            if content is None or options is None:
+            if content is None or options is None or self._load_twin is None:
                 continue
+            twin = self._load_twin(self._run)
             sites = patch_sites(self._loaded, every=options.every, tokens=options.tokens)
             chosen = [replace(group[0], index=index) for index in content.patched_rows]
-            names = self._names(chosen, sites)
+            names = {
+                PatchKey(request.row["document"], recipient, site): _name(request, recipient, site, twin.fingerprint)
+                for request in chosen
+                for recipient in (MODEL, TWIN)
+                for site in (None, *sites)
+            }
             with self._run.stage(f"patch {task}", self._options.device):
                 try:
-                    self._patch_task(content, chosen, sites, names, journal)
+                    self._patch_task(twin, chosen, sites, names, journal)
                     self._run.patched[task] = names, ""
                 except Exception as error:
                     logger.warning(f"{task}: not all documents were patched: {one_line(error)}")
                     self._run.patched[task] = names, one_line(error)
 
-    def _twin(self, task: str) -> LoadedModel:
-        if self._load_twin is None:
-            raise OptionError(NO_TWIN.format(task=task))
-        return self._load_twin(self._run)
-
-    def _names(self, chosen: Sequence[TaskRequest], sites: Sequence[PatchSite]) -> dict[PatchKey, str]:
-        """Return the names of all answers in the journal."""
-        fingerprint = self._twin(chosen[0].task).fingerprint if chosen else ""
-        return {
-            PatchKey(request.row["document"], recipient, site): _name(request, recipient, site, fingerprint)
-            for request in chosen
-            for recipient in (MODEL, TWIN)
-            for site in (None, *sites)
-        }
-
     def _patch_task(
         self,
-        content: TaskContent,
+        twin: LoadedModel,
         chosen: Sequence[TaskRequest],
         sites: Sequence[PatchSite],
         names: Mapping[PatchKey, str],
         journal: Journal,
     ) -> None:
-        twin = self._twin(content.name)
         names_of: dict[str, list[str]] = {}
         for key, name in names.items():
             names_of.setdefault(key.document, []).append(name)
@@ -138,7 +129,7 @@ class PatchLoop:
             size, self._answering.prepare, lambda item: workload(item.visual), prepare, answer, ahead=False
         )
         done = len(own) - len(open_requests)
-        with Progress(f"{content.name}: patching", len(own), "documents", done=done) as progress:
+        with Progress(f"{chosen[0].task}: patching", len(own), "documents", done=done) as progress:
             for batch, _, replies in batches.run(open_requests):
                 journal.add({names[key]: reply for each in replies for key, reply in each.items()})
                 progress.update(len(batch))

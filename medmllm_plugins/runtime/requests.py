@@ -77,6 +77,11 @@ class TaskRequest:
         return self.content.settings.patching
 
     @property
+    def needs_twin(self) -> bool:
+        """Return whether the task cannot do without a twin, as one can that probes."""
+        return self.patching is not None and self.features is None
+
+    @property
     def needs(self) -> Needs:
         """Return which outputs the document needs.
 

@@ -42,7 +42,7 @@ from medmllm_plugins.prompts.wording import closed_set
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.probe_records import PIXELS
 
-QUICK = ["capture", "duplicates", "generation", "label_scoring", "paper_protocol", "probe_fit"]
+QUICK = ["capture", "duplicates", "generation", "label_scoring", "paper_protocol", "patching", "probe_fit"]
 """Those that take a moment; the others run with ``python -m benchmarks NAME --quick``."""
 
 

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from host.conftest import Evaluated
+from host.conftest import PROBE_LIMIT, Evaluated
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from medmllm_plugins import Run
+from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
+from medmllm_plugins.results.probe_files import read_probes
+from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.runtime import patch_loop
 
 TASK = "med_patch_demo:n=4:every=3:tokens=last+all"
@@ -183,3 +186,28 @@ def test_the_report_shows_where_the_checkpoints_differ(patched: Evaluated) -> No
     rows = section.tables["patches"].to_dict()["rows"]
     effects = {(row["layer"], row["tokens"]): row["restored_effect"]["value"] for row in rows}
     assert effects["vision", "all"] == 0 and effects["connector", "all"] == pytest.approx(1)
+
+
+def diagnosed_again(folder: Path, task: str) -> ProbeAnalysis:
+    """Repeat the diagnosis without the model, as ``medmllm diagnose`` does."""
+    target = folder.parent / "again"
+    assert main(["diagnose", str(folder), "--output", str(target), "--permutations", "1", "--refits", "2"]) == 0
+    analysis = read_probes(target, task.replace(":", "+"))
+    assert analysis is not None
+    return analysis
+
+
+@pytest.mark.slow
+def test_a_diagnosis_with_a_twin_rests_on_patching(
+    evaluate: Callable[..., Evaluated], broken: Path, tmp_path: Path
+) -> None:
+    task = "med_probe_demo:n=4:every=6:tokens=all"
+    arguments = f"pretrained={broken},twin=demo,device=cpu"
+    run = evaluate(tmp_path, model_args=arguments, tasks=[task], batch_size=16, limit=PROBE_LIMIT)
+    stem = task.replace(":", "+")
+    record = json.loads((run.folder / f"{stem}.probes.json").read_text("utf-8"))
+    assert record["diagnosis"]["patched"] == ["connector"] and record["diagnosis"]["named"] == "connector"
+    assert "Twin patching shows" in record["headline"]
+    assert record["patching"] == json.loads((run.folder / f"{stem}.patching.json").read_text("utf-8"))
+    analysis = diagnosed_again(run.folder, task)
+    assert analysis.diagnosis.patched == ("connector",)

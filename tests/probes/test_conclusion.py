@@ -12,6 +12,7 @@ from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.probes.answer_evidence import renaming_corrects_text
 from medmllm_plugins.probes.conclusion import IMAGE_SIDE, Circumstances, conclude
 from medmllm_plugins.results.anchor_records import AnchorResult, Anchors
+from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import HANDOVER, MODES, Diagnosis, Effect
 
 LARGE = Estimate(0.4, 0.3, 0.5)
@@ -158,6 +159,43 @@ def test_what_the_marks_show_is_said() -> None:
     assert any("image information arrives" in reason for reason in arrived["reasons"])
     blind = conclude(diagnosis("mapping"), Circumstances(anchors=anchors(marks="not answered")))
     assert any("no image information arrives" in reason for reason in blind["reasons"])
+
+
+def twins(*stages: str, better: str = "twin") -> TwinPatching:
+    """Return the result of patching with a twin."""
+    worse = "model" if better == "twin" else "twin"
+    return TwinPatching(
+        worse=worse,
+        better=better,
+        n=80,
+        groups=40,
+        worse_accuracy=Estimate(0.5, 0.4, 0.6),
+        better_accuracy=Estimate(0.9, 0.8, 0.95),
+        first_restoring="connector",
+        stages=stages,
+    )
+
+
+@pytest.mark.parametrize("match", [True, False])
+def test_a_better_twin_decides_before_probes(match: bool) -> None:
+    evidence = Circumstances(mapping_kind="permuted", anchors=anchors(), patching=twins("connector"))
+    result = conclude(diagnosis("mapping"), evidence, answers_match_reference=match)
+    assert (result["named"], result["patched"], result["candidates"]) == ("connector", ("connector",), ())
+    assert result["reasons"] == (
+        "A twin that answers better (90.0% of 80 documents, the model 50.0%) restores the answers from connector on; "
+        "the model's states break the twin's answers at no site.",
+    )
+
+
+def test_two_stages_of_a_twin_are_both_given_and_none_is_named() -> None:
+    result = conclude(diagnosis("vision"), Circumstances(patching=twins("mapping", "connector")))
+    assert (result["named"], result["patched"]) == (None, ("connector", "mapping"))
+
+
+@pytest.mark.parametrize("patching", [None, twins(), twins("vision", better="model")])
+def test_without_a_better_twin_the_probes_decide(patching: TwinPatching | None) -> None:
+    result = conclude(diagnosis("connector"), Circumstances(patching=patching))
+    assert (result["named"], result["patched"]) == ("connector", ())
 
 
 def test_answers_above_the_last_probe_are_reported() -> None:

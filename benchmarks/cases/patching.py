@@ -1,0 +1,170 @@
+"""Twin patching: resumed passes in batches against plain hooks, one document and one site at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from benchmarks.harness import Benchmark, Details, Run, Sides, expect
+from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images
+from medmllm_plugins.data.layouts.phantoms import LABELS
+from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, patch_sites, patch_twins
+from medmllm_plugins.models.stages import EMBED, Layer, layers_of, tower_ends
+
+NOISE = 0.3
+"""Noise on the weights of the second model, in their standard deviations."""
+TOKENS = 4
+"""Tokens of an answer at most; an answer about a phantom has two."""
+Texts = list[list[str]]
+"""The answers of each model at each site, document by document: the first model's sites, then the second's."""
+
+
+def batched(models: Sequence[MeasuredModel], pictures: Sequence[Image], sites: Sequence[PatchSite]) -> Texts:
+    """Patch as this package does, label scores included."""
+    texts: Texts = [[] for _ in range(2 * len(sites))]
+    first, second = (model.loaded for model in models)
+    for start in range(0, len(pictures), BATCH):
+        batch = list(pictures[start : start + BATCH])
+        sides = patch_twins(first, second, QUESTION, batch, LABELS, sites, max_new_tokens=TOKENS)
+        rows = [side[site] for side in sides for site in sites]
+        for kept, answers in zip(texts, rows, strict=True):
+            kept += [answer.text for answer in answers]
+    return texts
+
+
+@torch.no_grad()
+def plain_hooks(models: Sequence[MeasuredModel], pictures: Sequence[Image], sites: Sequence[PatchSite]) -> Texts:
+    """Record the donor's states with hooks, and generate for each document and site with a hook that replaces them.
+
+    No label is scored, and every site needs a whole pass.
+    """
+    texts: Texts = []
+    for recipient, donor in (models, models[::-1]):
+        layers = layers_at(recipient, sites)
+        others = layers_at(donor, sites)
+        rows: Texts = [[] for _ in sites]
+        for picture in pictures:
+            inputs = recipient.loaded.prepare([QUESTION], [picture])
+            states: dict[PatchSite, Tensor] = {}
+            handles = [others[site].module.register_forward_hook(_recorder(states, site)) for site in sites]
+            network: Any = donor.loaded.model
+            network(**inputs, use_cache=False)
+            for handle in handles:
+                handle.remove()
+            image = recipient.loaded.image_positions(inputs)
+            for site, row in zip(sites, rows, strict=True):
+                with _replaced(layers[site], states[site], site, image):
+                    row.append(generate(recipient, inputs))
+        texts += rows
+    return texts
+
+
+def layers_at(model: MeasuredModel, sites: Sequence[PatchSite]) -> dict[PatchSite, Layer]:
+    """Return the layer of each site."""
+    named = {layer.name: layer for layer in layers_of(model.loaded)}
+    (end,) = tower_ends(model.loaded)
+    return {site: end if site.layer == "vision" else named[site.layer] for site in sites}
+
+
+def generate(model: MeasuredModel, inputs: Mapping[str, Tensor]) -> str:
+    """Answer one prompt with transformers' ``generate``."""
+    loaded, network = model.loaded, model.loaded.model
+    caller: Any = network
+    output = caller.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=TOKENS,
+        eos_token_id=list(loaded.eos_token_ids),
+        pad_token_id=loaded.pad_token_id,
+    )
+    tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
+    return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _recorder(states: dict[PatchSite, Tensor], site: PatchSite) -> Any:
+    def hook(_module: Any, _args: Any, output: Any) -> None:
+        states[site] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+@contextmanager
+def _replaced(layer: Layer, state: Tensor, site: PatchSite, image: Tensor) -> Iterator[None]:
+    """Replace what a layer returns for the prompt; later passes, of one token each, are left as they are."""
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        own = output[0] if isinstance(output, tuple) else output
+        if own.shape != state.shape:
+            return output
+        new = state
+        if site.layer not in IMAGE_SITES:
+            chosen = image.clone() if site.tokens == "image" else torch.zeros_like(image)
+            if site.tokens == "last":
+                chosen[:, -1] = True
+            new = torch.where(chosen[:, :, None], state, own)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = layer.module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check(ours: Texts, baseline: Texts, *, exact: bool) -> Details:
+    """Check that both sides wrote the same texts."""
+    pairs = [pair for fast, plain in zip(ours, baseline, strict=True) for pair in zip(fast, plain, strict=True)]
+    differ = [pair for pair in pairs if pair[0] != pair[1]]
+    expect(
+        not exact or not differ,
+        "the same answers",
+        f"{len(differ)} different ones: {differ[:1]}",
+        "tests/interventions",
+    )
+    return {"patched_answers": len(pairs), "different_texts": len({pair[0] for pair in pairs})}
+
+
+def setup(run: Run, documents: int) -> Sides:
+    """Load the model twice, and add noise to the weights of one."""
+    model = model_of_size(run.size, run.device)
+    twin = copy.copy(model.loaded)
+    twin.model = copy.deepcopy(model.loaded.model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in twin.model.parameters():
+            if weight.dim() > 1:
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                weight.add_(NOISE * weight.std() * noise)
+    models = (model, model._replace(loaded=twin))
+    # Plain hooks on a block reach the tokens of the prompt alone, and none reaches the connector by itself.
+    sites = [
+        site
+        for site in patch_sites(model.loaded)
+        if site.layer in ("vision", "connector") or (site.tokens != "all" and site.layer != EMBED)
+    ]
+    pictures = phantom_images(documents)
+    return Sides(
+        ours=partial(batched, models, pictures, sites),
+        baseline=partial(plain_hooks, models, pictures, sites),
+        check=partial(check, exact=model.exact),
+        items=documents,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="patching",
+    ours=f"patch_twins: resumed passes, {BATCH} documents at a time, label scores included",
+    baseline="plain hooks and transformers' generate, one document and one site at a time",
+    setup=setup,
+    sizes={"tiny": {"documents": 32}, "quick": {"documents": 2}},
+    targets={("tiny", "cpu"): 5.0},
+    repeats=3,
+    devices=("cpu", "cuda"),
+)
