@@ -1,19 +1,24 @@
-"""Tasks that patch: answers as in any classification, then states of a twin put in, site by site."""
+"""Tasks that patch: answers as in any classification, then states of a twin and of other documents put in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from loguru import logger
 
+from medmllm_plugins.errors import DataError
+from medmllm_plugins.host import command_line
 from medmllm_plugins.host.inspection import InspectionTask
+from medmllm_plugins.host.interchange_results import write_interchange_results
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.host.twin_results import TwinResults
 from medmllm_plugins.interventions.patch_effects import MODULES
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
+from medmllm_plugins.results.interchange_records import Interchange
 from medmllm_plugins.results.manifest import PatchEntry
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.runtime.patch_loop import TWIN
@@ -23,31 +28,73 @@ class PatchingTask(ClassificationTask):
     """What the YAML of a task that patches names under ``class:``."""
 
 
-class Patching(InspectionTask[TwinPatching]):
-    """Twin patching of one data set; the states are put in while both models are still loaded.
+@dataclass(frozen=True, slots=True)
+class Interventions:
+    """What a patching task found out.
 
-    The host prints how much better the twin answers the patched documents, and how much of that comes with each module.
+    Attributes:
+        twin: the result of twin patching; ``None`` without a twin.
+        interchange: the result of interchange between documents; ``None`` where it is switched off or failed.
+    """
+
+    twin: TwinPatching | None
+    interchange: Interchange | None
+
+
+class Patching(InspectionTask[Interventions]):
+    """Interventions on one data set; states are put in while the models are still loaded.
+
+    With a twin, the host prints how much better it answers the patched documents, and how much of that comes with each
+    module.
     """
 
     PURPOSE: ClassVar[Purpose] = "patch"
-    ANALYSIS = "twin patching"
+    ANALYSIS = "interventions"
     NO_EXAMPLES = "states are those of one image"
     PRINTED = ("twin_gain", *(f"gain_{module}" for module in MODULES))
 
-    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> TwinPatching:
-        """Measure the effects of all patches."""
-        result = TwinResults(self.content, self.run).write(self.run.folder_for(model))
+    def _analyse(self, outcomes: Sequence[Outcome], model: str) -> Interventions:
+        """Measure the effects of all patches and exchanges.
+
+        Raises:
+            DataError: there are none.
+        """
+        folder = self.run.folder_for(model)
+        reasons: list[str] = []
+        twin: TwinPatching | None = None
+        interchange: Interchange | None = None
+        options = self.content.settings.patching
+        assert options is not None, "patching tasks have options"
+        try:
+            if self.name in self.run.patched:
+                twin = TwinResults(self.content, self.run).write(folder)
+        except DataError as error:
+            reasons.append(str(error))
+        try:
+            if options.interchange:
+                interchange = write_interchange_results(self.content, self.run, folder)
+        except DataError as error:
+            reasons.append(str(error))
+        if twin is None and interchange is None:
+            raise DataError(" ".join(reasons))
+        for reason in reasons:
+            logger.warning(f"{self.name}: {reason}")
+            command_line.note_failure(f"{self.name}: {reason}")
+        result = Interventions(twin, interchange)
+        sentences = [some.headline for some in (twin, interchange) if some is not None]
         printed = {name: value for name, value in self._printed(result).items() if isinstance(value, float)}
-        self.run.task(self.name, patching=PatchEntry(headline=result.headline, printed=printed))
-        logger.info(f"{self.name}: {result.headline}")
+        entry = PatchEntry(failed=" ".join(reasons) or None, headline=" ".join(sentences), printed=printed)
+        self.run.task(self.name, patching=entry)
+        for sentence in sentences:
+            logger.info(f"{self.name}: {sentence}")
         return result
 
-    def _printed(self, result: TwinPatching) -> Mapping[str, float | str | None]:
-        sign = 1 if result.better == TWIN else -1
-        figures = {
-            "twin_gain": result.difference,
-            **{f"gain_{share.module}": share.accuracy for share in result.shares},
-        }
+    def _printed(self, result: Interventions) -> Mapping[str, float | str | None]:
+        twin = result.twin
+        if twin is None:
+            return {}
+        sign = 1 if twin.better == TWIN else -1
+        figures = {"twin_gain": twin.difference, **{f"gain_{share.module}": share.accuracy for share in twin.shares}}
         return {name: number(sign * figure.value) for name, figure in figures.items()}
 
     def _note_failure(self, reason: str) -> None:

@@ -122,7 +122,8 @@ def patch_twins(
                 hybrid = HybridModel(own, other, site.layer)
                 answers[site] = _answers(twin, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
             else:
-                start = own.resume(site.layer, _mixed(site, own, other, twin.image_positions(own.inputs)))
+                theirs = own.moved(other.states[site.layer])
+                start = own.resume(site.layer, mixed_states(site, own, theirs, twin.image_positions(own.inputs)))
                 answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
         # Answering extends the cache, which the other direction starts from.
         clean = replace(own.start, cache=branch_cache(own.start.cache))
@@ -131,9 +132,15 @@ def patch_twins(
     return results[0], results[1]
 
 
-def _mixed(site: PatchSite, own: RecordedPass, other: RecordedPass, image: Tensor) -> tuple[Tensor, ...]:
-    """Return the states of a site in which the chosen tokens are those of the other model."""
-    theirs = own.moved(other.states[site.layer])
+def mixed_states(site: PatchSite, own: RecordedPass, theirs: tuple[Tensor, ...], image: Tensor) -> tuple[Tensor, ...]:
+    """Return the states of a site in which the chosen tokens have other states than in a pass.
+
+    Args:
+        site: the site.
+        own: the pass.
+        theirs: the other states, of the same shapes.
+        image: (B, L) bool, which tokens of the prompts are those of the image.
+    """
     if site.layer in IMAGE_SITES:
         return theirs
     chosen = image

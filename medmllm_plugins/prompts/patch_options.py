@@ -22,6 +22,7 @@ class PatchOptions:
         n: documents of each class, drawn from the test fold.
         every: patch after every ``every``-th block of the LLM and the last one; 0 for about :data:`BLOCKS` blocks.
         tokens: the tokens whose states are put in at a block: ``all``, ``image`` or ``last``.
+        interchange: whether states of other documents are put in, too.
 
     Raises:
         OptionError: a value is none of these.
@@ -30,6 +31,7 @@ class PatchOptions:
     n: int = 25
     every: int = 0
     tokens: tuple[Tokens, ...] = TOKENS
+    interchange: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1:

@@ -161,6 +161,8 @@ class TaskDeclaration(DeclaredModel):
         _list_schema(*TOKENS),
     ] = _PATCHING.tokens
     """Patching tasks: the tokens whose states are put in at a block."""
+    interchange: Literal["on", "off"] = "on"
+    """Patching tasks: whether states of other documents are put in, too."""
 
 
 ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name != "dataset")
@@ -170,7 +172,7 @@ _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
 _PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "n", "every", "tokens", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-_PATCHED: Final = ("n", "every", "tokens", "finding")
+_PATCHED: Final = ("n", "every", "tokens", "interchange", "finding")
 AFTERWARDS: Final = (
     *("anchors", "masked"),
     *(name for name in dict.fromkeys((*_ATTRIBUTING, *_PATCHED)) if name != "finding"),
@@ -335,12 +337,13 @@ def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSetti
     if settings.folds != ("test",):
         raise OptionError("States are patched on documents of the test fold: leave `folds` out.")
     finding = _check_one_question(settings, declaration, "Patching needs", "patching is of one finding")
-    return dataclasses.replace(settings, finding=finding, patching=_patch_options(declaration))
+    options = dataclasses.replace(_patch_options(declaration), interchange=declaration.interchange == "on")
+    return dataclasses.replace(settings, finding=finding, patching=options)
 
 
 def _patch_options(declaration: TaskDeclaration) -> PatchOptions:
     n = declaration.n if "n" in declaration.model_fields_set else _PATCHING.n
-    return PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens)
+    return PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens, interchange=False)
 
 
 def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, who: str, why: str) -> str | None:

@@ -19,6 +19,7 @@ from medmllm_plugins.report.subjects import Subject, group_subjects
 from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_records import AttributionSummary
+from medmllm_plugins.results.interchange_records import Interchange
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_folders import BLIND, finished_baselines
@@ -182,6 +183,10 @@ class DatasetRuns:
     def patched(self) -> list[tuple[TaskResult, TwinPatching]]:
         """Return the results with twin patching."""
         return [(result, result.task.patching) for result in self.results if result.task.patching is not None]
+
+    def exchanged(self) -> list[tuple[TaskResult, Interchange]]:
+        """Return the results with interchange between documents."""
+        return [(result, result.task.interchange) for result in self.results if result.task.interchange is not None]
 
     def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
         """Return the results with a semantic mapping."""

@@ -52,6 +52,7 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "nuisances": shortcut_tables.nuisances_table,
     "twins": patch_tables.twins_table,
     "patches": patch_tables.patches_table,
+    "interchange": patch_tables.interchange_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,
     "mapping": layer_tables.mapping_table,

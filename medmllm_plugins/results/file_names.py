@@ -25,6 +25,8 @@ ATTRIBUTION_CHECKS: Final = ".attributions.csv"
 PATCHING: Final = ".patching.json"
 PATCHING_POINTS: Final = ".patching.csv"
 PATCHED_ANSWERS: Final = ".patched_answers.csv"
+INTERCHANGE: Final = ".interchange.json"
+INTERCHANGE_POINTS: Final = ".interchange.csv"
 FOLDS: Final = ".folds.json"
 
 

@@ -19,6 +19,7 @@ from medmllm_plugins.results.attribution_files import read_map
 from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
+from medmllm_plugins.results.interchange_files import INTERCHANGE_COLUMNS, interchange_rows
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import tables
 from medmllm_plugins.results.patch_files import POINT_COLUMNS, point_rows
@@ -54,6 +55,7 @@ FRAME_COLUMNS: Final = {
     "anchors": ("task", "kind", "n", "groups", "accuracy", "low", "high", "chance", "parsed", "verdict"),
     "shortcuts": ("task", *SHORTCUT_COLUMNS),
     "patching": ("task", *POINT_COLUMNS),
+    "interchange": ("task", *INTERCHANGE_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -180,6 +182,17 @@ class Run:
         """What the states of a twin restore and break, and each module's share, a row for each figure."""
         rows = ((task.name, *row) for task in self._run.tasks if task.patching for row in point_rows(task.patching))
         return _numeric(_frame("patching", rows), "value", "low", "high")
+
+    @cached_property
+    def interchange(self) -> pd.DataFrame:
+        """What states of other documents do to the answers, a row for each figure."""
+        rows = (
+            (task.name, *row)
+            for task in self._run.tasks
+            if task.interchange
+            for row in interchange_rows(task.interchange)
+        )
+        return _numeric(_frame("interchange", rows), "value", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

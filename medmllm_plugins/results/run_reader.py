@@ -27,6 +27,7 @@ from medmllm_plugins.results.file_names import (
     ATTRIBUTIONS,
     FOLDS,
     INDEX,
+    INTERCHANGE,
     MANIFEST,
     METRICS,
     OUTCOMES,
@@ -35,6 +36,7 @@ from medmllm_plugins.results.file_names import (
     UNFINISHED,
     file_stem,
 )
+from medmllm_plugins.results.interchange_records import Interchange
 from medmllm_plugins.results.manifest import Manifest, ModelEntry, SettingsEntry, TaskEntry
 from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
@@ -95,6 +97,7 @@ class TaskRun:
     probing: ProbeAnalysis | None = None
     attributions: AttributionIndex | None = None
     patching: TwinPatching | None = None
+    interchange: Interchange | None = None
     missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -270,8 +273,6 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
     summary = consistency.checked_summary(stem, entry, stored, outcomes if whole else (), seal, missing)
     probes = folder / f"{stem}{PROBES}"
     probes_are_out = consistency.left_out(probes, folder, seal, missing, "`medmllm diagnose RUN_DIR` makes it again.")
-    patching = folder / f"{stem}{PATCHING}"
-    patching_is_out = consistency.left_out(patching, folder, seal, missing)
     return TaskRun(
         name=clean(name),
         entry=entry,
@@ -280,7 +281,8 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         unparsed=unparsed,
         probing=None if probes_are_out else _probing(probes, name, entry, missing),
         attributions=attributions,
-        patching=None if patching_is_out else _patching(patching, name, entry, missing),
+        patching=_patching(folder, stem, name, entry, seal, missing),
+        interchange=_interchange(folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
         missing=tuple(missing),
         answers=answers,
     )
@@ -377,17 +379,32 @@ def _probing(path: Path, name: str, entry: TaskEntry, missing: list[str]) -> Pro
         return None
 
 
-def _patching(path: Path, name: str, entry: TaskEntry, missing: list[str]) -> TwinPatching | None:
+def _patching(
+    folder: Path, stem: str, name: str, entry: TaskEntry, seal: SealCheck, missing: list[str]
+) -> TwinPatching | None:
+    path = folder / f"{stem}{PATCHING}"
     if entry.patching is not None and entry.patching.failed:
-        missing.append(f"no twin patching: {entry.patching.failed}")
+        missing.append(f"no interventions, or not all of them: {entry.patching.failed}")
+    if consistency.left_out(path, folder, seal, missing):
         return None
     if not path.exists():
-        if name.startswith("med_patch"):
-            missing.append(f"no twin patching ({path.name}). {AGAIN}")
+        if name.startswith("med_patch") and entry.patching is None:
+            missing.append(f"no interventions ({path.name}). {AGAIN}")
         return None
     try:
         read = _json(path, missing)
         return None if read is None else TwinPatching.from_dict(read)
+    except (DataError, TypeError, ValueError) as error:
+        missing.append(f"{path.name} cannot be used: {clean(error)}.")
+        return None
+
+
+def _interchange(path: Path, folder: Path, seal: SealCheck, missing: list[str]) -> Interchange | None:
+    if consistency.left_out(path, folder, seal, missing) or not path.exists():
+        return None
+    try:
+        read = _json(path, missing)
+        return None if read is None else Interchange.from_dict(read)
     except (DataError, TypeError, ValueError) as error:
         missing.append(f"{path.name} cannot be used: {clean(error)}.")
         return None

@@ -20,6 +20,7 @@ from medmllm_plugins.metrics.prompt_variants import VariantsSummary
 from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.feature_store import Header
+from medmllm_plugins.results.interchange_records import Interchange
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
@@ -34,6 +35,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "probes": ProbeAnalysis,
     "attributions": AttributionIndex,
     "patching": TwinPatching,
+    "interchange": Interchange,
     "folds": FoldManifest,
     "feature_store": Header,
 }

@@ -14,6 +14,7 @@ from medmllm_plugins.runtime.anchor_loop import AnchorLoop
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
+from medmllm_plugins.runtime.interchange_loop import InterchangeLoop
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.patch_loop import PatchLoop
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
@@ -69,6 +70,7 @@ def answer_requests(
         replies = answering.answer(requests, journal)
         AnchorLoop(loaded, run, options).answer(requests, journal)
         patching.patch(requests, journal)
+        InterchangeLoop(loaded, run, options, answering).exchange(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies

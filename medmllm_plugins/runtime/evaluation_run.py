@@ -53,6 +53,7 @@ class EvaluationRun:
             anchor of some kind.
         patched: by task, the names of patched answers in the journal by what they are, and why some are missing;
             empty if none is.
+        exchanged: by task, what was exchanged between documents.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -70,6 +71,7 @@ class EvaluationRun:
         self.expected: frozenset[str] = frozenset()
         self.anchors: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
         self.patched: dict[str, tuple[Mapping[Any, str], str]] = {}
+        self.exchanged: dict[str, Any] = {}
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None

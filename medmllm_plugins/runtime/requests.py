@@ -78,8 +78,8 @@ class TaskRequest:
 
     @property
     def needs_twin(self) -> bool:
-        """Return whether the task cannot do without a twin, as one can that probes."""
-        return self.patching is not None and self.features is None
+        """Return whether the task cannot do without a twin, as one can that probes or exchanges states."""
+        return self.patching is not None and self.features is None and not self.patching.interchange
 
     @property
     def needs(self) -> Needs:

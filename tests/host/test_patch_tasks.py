@@ -23,9 +23,9 @@ from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
-from medmllm_plugins.runtime import patch_loop
+from medmllm_plugins.runtime import interchange_loop, patch_loop
 
-TASK = "med_patch_demo:n=4:every=3:tokens=last+all"
+TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off"
 SITES = ["vision", "connector alone", "connector", *(f"llm.{n:02d}" for n in (2, 5)), "llm.embed", "llm.norm"]
 SETTINGS: dict[str, Any] = {"tasks": [TASK], "batch_size": 8, "limit": 96}
 
@@ -138,7 +138,7 @@ def test_a_failure_while_patching_costs_no_answers(
     values = run.values(TASK)
     assert values["twin_gain,none"] == "N/A" and isinstance(values["accuracy,none"], float)
     assert "a kernel failed" in run.manifest["tasks"][TASK]["patching"]["failed"]
-    with pytest.warns(UserWarning, match="no twin patching: .*a kernel failed"):
+    with pytest.warns(UserWarning, match="no interventions, or not all of them: .*a kernel failed"):
         assert Run(run.folder).patching.empty
 
 
@@ -167,11 +167,12 @@ def test_a_twin_of_another_tokenizer_is_refused_before_the_answers(
 def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
     evaluate: Callable[..., Evaluated], tmp_path: Path
 ) -> None:
-    settings = {**SETTINGS, "tasks": ["med_patch_demo:n=2:every=6"]}
+    task = "med_patch_demo:n=2:every=6:interchange=off"
+    settings = {**SETTINGS, "tasks": [task]}
     run = evaluate(tmp_path, model_args="pretrained=demo,twin=demo,device=cpu", **settings)
     record = json.loads(next(run.folder.glob("*.patching.json")).read_text("utf-8"))
     assert record["stages"] == [] and "do not differ clearly enough" in record["headline"]
-    values = run.values("med_patch_demo:n=2:every=6")
+    values = run.values(task)
     assert values["twin_gain,none"] == 0 and np.isfinite(record["worse_accuracy"]["value"])
     assert {share["accuracy"]["value"] for share in record["shares"]} == {0}
 
@@ -211,3 +212,52 @@ def test_a_diagnosis_with_a_twin_rests_on_patching(
     assert record["patching"] == json.loads((run.folder / f"{stem}.patching.json").read_text("utf-8"))
     analysis = diagnosed_again(run.folder, task)
     assert analysis.diagnosis.patched == ("connector",)
+
+
+EXCHANGED = "med_patch_demo:n=8:every=3"
+
+
+@pytest.fixture(scope="session")
+def exchanged(evaluate: Callable[..., Evaluated], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The demo, with states of other documents put in."""
+    return evaluate(tmp_path_factory.mktemp("exchanged"), tasks=[EXCHANGED], batch_size=8, limit=240)
+
+
+def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exchanged: Evaluated) -> None:
+    values = exchanged.values(EXCHANGED)
+    assert values["twin_gain,none"] == "N/A" and values["accuracy,none"] > 0.9
+    run = Run(exchanged.folder)
+    assert not run.notes and run.patching.empty
+    effects = run.interchange.query("metric == 'effect'").set_index(["layer", "tokens", "donor"])["value"]
+    assert effects["connector", "all", "other class"] == pytest.approx(1, abs=0.05)
+    assert effects["llm.05", "last", "other class"] == pytest.approx(1, abs=0.05)
+    assert abs(effects["llm.05", "image", "other class"]) < 0.05
+    assert abs(effects["connector", "all", "same class"]) < 0.2
+    entry = exchanged.manifest["tasks"][EXCHANGED]["patching"]
+    assert entry["failed"] is None and "the answers depend on image tokens up to" in entry["headline"]
+    record = json.loads((exchanged.folder / f"{EXCHANGED.replace(':', '+')}.interchange.json").read_text("utf-8"))
+    assert record["n"] == 32 and record["left_out"] == 0
+    (dataset,) = collect_runs([exchanged.folder]).datasets
+    rows = build_section(dataset).tables["interchange"].to_dict()["rows"]
+    assert rows[0]["layer"] == "connector" and rows[0]["flips"]["value"] > 0.9
+
+
+def test_exchanges_that_were_stopped_go_on(
+    evaluate: Callable[..., Evaluated], exchanged: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = interchange_loop._exchange_batch, []
+
+    def stopping(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(interchange_loop, "_exchange_batch", stopping)
+    settings: dict[str, Any] = {"tasks": [EXCHANGED], "batch_size": 8, "limit": 240}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, **settings)
+    again = evaluate(tmp_path, **settings)
+    assert calls == [8, 8, 8, 8, 8]
+    name = f"{EXCHANGED.replace(':', '+')}.interchange.json"
+    assert (again.folder / name).read_text("utf-8") == (exchanged.folder / name).read_text("utf-8")

@@ -1,10 +1,15 @@
-"""Tables of twin patching: where states of another checkpoint change the answers, and each module's share."""
+"""Tables of interventions: what states of another checkpoint and of other documents do to the answers."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Row, Table, Value, model_table
+from medmllm_plugins.results.interchange_records import InterchangePoint
 from medmllm_plugins.results.patch_records import PatchPoint
+
+_DONORS: Final = ("other class", "permuted tokens", "same class", "noise")
 
 
 def twins_table(dataset: DatasetRuns) -> Table:
@@ -39,3 +44,17 @@ def patches_table(dataset: DatasetRuns) -> Table:
             parsed = [point.parsed for point in points.values()]
             rows.append((result.subject, (*values, min(parsed))))
     return model_table(dataset, "patches", rows)
+
+
+def interchange_table(dataset: DatasetRuns) -> Table:
+    """Tabulate the effect of states of another class at each site, beside its controls."""
+    rows: list[Row] = []
+    for result, exchanged in dataset.exchanged():
+        by_site: dict[tuple[str, str], dict[str, InterchangePoint]] = {}
+        for point in exchanged.points:
+            by_site.setdefault((point.layer, point.tokens), {})[point.donor] = point
+        for (layer, tokens), points in by_site.items():
+            other = points.get("other class")
+            effects = [points[donor].effect if donor in points else None for donor in _DONORS]
+            rows.append((result.subject, (layer, tokens, other.flips if other else None, *effects)))
+    return model_table(dataset, "interchange", rows)
