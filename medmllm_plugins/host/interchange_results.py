@@ -38,8 +38,8 @@ def write_interchange_results(content: TaskContent, run: EvaluationRun, folder: 
         )
     if not plan.donors:
         raise DataError(
-            f"{name}: expected documents of other groups with images of the same size, got none for any of "
-            f"{plan.left_out} documents. Raise n, or give all images one size."
+            f"{name}: expected documents of other groups whose images give the same grid of tokens, got none for any "
+            f"of {plan.left_out} documents. Raise n, or give all images one size."
         )
     rows = {row["document"]: row for row in (content.row_list[index] for index in content.patched_rows)}
     documents = list(plan.donors)
@@ -58,8 +58,8 @@ def write_interchange_results(content: TaskContent, run: EvaluationRun, folder: 
     warnings = []
     if plan.left_out:
         warnings.append(
-            f"{plan.left_out} of {len(rows)} documents are left out: no document of another group has an image of the "
-            "same size, once of another and once of their own class."
+            f"{plan.left_out} of {len(rows)} documents are left out: no documents of other groups, of another and of "
+            "their own class, have images with the same grid of tokens."
         )
     if len(documents) < FEW:
         warnings.append(f"Only {len(documents)} documents could be exchanged; raise n.")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from loguru import logger
-from PIL import Image
 
 from medmllm_plugins.errors import one_line
 from medmllm_plugins.interventions.interchange import (
@@ -94,13 +93,19 @@ class InterchangeLoop:
                 exchanges = exchanges_at(interchange_sites(self._loaded, every=options.every))
                 chosen = [replace(group[0], index=index) for index in content.patched_rows]
                 prepared = {request.row["document"]: self._answering.prepare(request) for request in chosen}
-                plan = _plan(prepared, exchanges)
+                plan = _plan(prepared, {name: self._grid(item) for name, item in prepared.items()}, exchanges)
                 try:
                     self._exchange_task(task, prepared, plan, exchanges, journal)
                 except Exception as error:
                     logger.warning(f"{task}: states were not exchanged between all documents: {one_line(error)}")
                     plan = replace(plan, failure=one_line(error))
                 self._run.exchanged[task] = plan
+
+    def _grid(self, item: PreparedRequest) -> object:
+        """Return what two documents need in common for the tokens of their prompts to stand for the same places."""
+        inputs = self._loaded.prepare([item.question], [item.visual])
+        grid = inputs.get("image_grid_thw")
+        return tuple(inputs["input_ids"].shape), None if grid is None else tuple(grid.flatten().tolist())
 
     def _exchange_task(
         self,
@@ -137,8 +142,10 @@ def _keys(document: str, exchanges: Sequence[Exchange]) -> list[ExchangeKey]:
     return [ExchangeKey(document, condition) for condition in (*CLEAN, *exchanges)]
 
 
-def _plan(prepared: Mapping[str, PreparedRequest], exchanges: Sequence[Exchange]) -> ExchangePlan:
-    """Choose donors for each document: of images of the same size, so that prompts have as many image tokens."""
+def _plan(
+    prepared: Mapping[str, PreparedRequest], grids: Mapping[str, object], exchanges: Sequence[Exchange]
+) -> ExchangePlan:
+    """Choose donors for each document among those whose image has the same grid of tokens."""
     donors: dict[str, Donors] = {}
     for document, item in prepared.items():
         row = item.request.row
@@ -146,7 +153,7 @@ def _plan(prepared: Mapping[str, PreparedRequest], exchanges: Sequence[Exchange]
             (
                 other
                 for other, its in prepared.items()
-                if its.request.row["group"] != row["group"] and _size(its) == _size(item)
+                if its.request.row["group"] != row["group"] and grids[other] == grids[document]
             ),
             key=lambda other: _mixed(f"{document} {other}"),
         )
@@ -160,13 +167,6 @@ def _plan(prepared: Mapping[str, PreparedRequest], exchanges: Sequence[Exchange]
         for key in _keys(document, exchanges)
     }
     return ExchangePlan(donors, len(prepared) - len(donors), names)
-
-
-def _size(item: PreparedRequest) -> object:
-    """Return what decides how many image tokens a document has; volumes all have as many."""
-    if isinstance(item.visual, Image.Image):
-        return item.visual.size
-    return tuple(image.size for image in item.visual) if isinstance(item.visual, list | tuple) else None
 
 
 def _exchange_batch(

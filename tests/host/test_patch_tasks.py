@@ -101,6 +101,7 @@ def test_the_models_own_answers_are_those_of_the_run(patched: Evaluated) -> None
     assert (outcomes.loc[own.index] == own).all()
 
 
+@pytest.mark.slow
 def test_patching_that_was_stopped_goes_on(
     evaluate: Callable[..., Evaluated],
     patched: Evaluated,
@@ -164,6 +165,7 @@ def test_a_twin_of_another_tokenizer_is_refused_before_the_answers(
         evaluate(tmp_path / "out", model_args=f"pretrained=demo,twin={other},device=cpu", **SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
     evaluate: Callable[..., Evaluated], tmp_path: Path
 ) -> None:
@@ -242,6 +244,7 @@ def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exch
     assert rows[0]["layer"] == "connector" and rows[0]["flips"]["value"] > 0.9
 
 
+@pytest.mark.slow
 def test_exchanges_that_were_stopped_go_on(
     evaluate: Callable[..., Evaluated], exchanged: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

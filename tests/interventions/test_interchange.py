@@ -139,6 +139,14 @@ def test_effects_are_shares_of_the_distance_to_the_donor() -> None:
     assert Interchange.from_dict(result.to_dict()) == result
 
 
+def test_without_a_distance_between_classes_there_is_no_effect() -> None:
+    margins: dict[Any, float] = {"own": 0.5, "other class": 0.5, "same class": 0.5, Exchange(IMAGE, "other class"): 1.0}
+    result = interchange_effects(
+        made_up(margins), np.zeros(40, dtype=np.intp), np.ones(40, dtype=np.intp), np.arange(40)
+    )
+    assert np.isnan(result.points[0].effect.value) and "do not tell documents of two classes apart" in headline(result)
+
+
 def test_the_demo_reads_the_image_early_and_carries_the_class_in_the_last_token() -> None:
     loaded, data = load(LoadOptions("demo", device="cpu", dtype="float32")), phantom_dataset()
     question, labels = ask("closed_set", data.spec.modality, data.spec.classes), list(data.spec.labels)

@@ -91,6 +91,7 @@ def test_every_kind_of_every_stage_and_pairs_are_planned() -> None:
     assert all(fault.strength == 2 and fault.seed == 4 for faults in planned for fault in faults)
 
 
+@pytest.mark.slow
 def test_a_round_writes_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DOCUMENTS", 32)
     model, said, output = load(LoadOptions("demo", device="cpu", dtype="float32")), [], tmp_path / "trials.jsonl"
