@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loguru import logger
 
@@ -12,6 +12,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.interchange_results import write_interchange_results
+from medmllm_plugins.host.knockout_results import write_knockout_results
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.host.twin_results import TwinResults
 from medmllm_plugins.interventions.patch_effects import MODULES
@@ -19,6 +20,7 @@ from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import PatchEntry
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.runtime.patch_loop import TWIN
@@ -35,10 +37,12 @@ class Interventions:
     Attributes:
         twin: the result of twin patching; ``None`` without a twin.
         interchange: the result of interchange between documents; ``None`` where it is switched off or failed.
+        knockout: the result of cutting attention to the image, likewise.
     """
 
-    twin: TwinPatching | None
-    interchange: Interchange | None
+    twin: TwinPatching | None = None
+    interchange: Interchange | None = None
+    knockout: Knockout | None = None
 
 
 class Patching(InspectionTask[Interventions]):
@@ -60,28 +64,29 @@ class Patching(InspectionTask[Interventions]):
             DataError: there are none.
         """
         folder = self.run.folder_for(model)
-        reasons: list[str] = []
-        twin: TwinPatching | None = None
-        interchange: Interchange | None = None
         options = self.content.settings.patching
         assert options is not None, "patching tasks have options"
-        try:
-            if self.name in self.run.patched:
-                twin = TwinResults(self.content, self.run).write(folder)
-        except DataError as error:
-            reasons.append(str(error))
-        try:
-            if options.interchange:
-                interchange = write_interchange_results(self.content, self.run, folder)
-        except DataError as error:
-            reasons.append(str(error))
-        if twin is None and interchange is None:
-            raise DataError(" ".join(reasons))
+        steps: dict[str, Callable[[], TwinPatching | Interchange | Knockout]] = {}
+        if self.name in self.run.patched:
+            steps["twin"] = lambda: TwinResults(self.content, self.run).write(folder)
+        if options.interchange:
+            steps["interchange"] = lambda: write_interchange_results(self.content, self.run, folder)
+        if options.knockout:
+            steps["knockout"] = lambda: write_knockout_results(self.content, self.run, folder)
+        results: dict[str, Any] = {}
+        reasons: list[str] = []
+        for name, step in steps.items():
+            try:
+                results[name] = step()
+            except DataError as error:  # one intervention that failed leaves the others
+                reasons.append(str(error))
+        if not results:
+            raise DataError(" ".join(reasons) or f"{self.name}: expected a twin or another intervention, got none.")
         for reason in reasons:
             logger.warning(f"{self.name}: {reason}")
             command_line.note_failure(f"{self.name}: {reason}")
-        result = Interventions(twin, interchange)
-        sentences = [some.headline for some in (twin, interchange) if some is not None]
+        result = Interventions(**results)
+        sentences = [some.headline for some in results.values()]
         printed = {name: value for name, value in self._printed(result).items() if isinstance(value, float)}
         entry = PatchEntry(failed=" ".join(reasons) or None, headline=" ".join(sentences), printed=printed)
         self.run.task(self.name, patching=entry)

@@ -305,6 +305,21 @@ class BatchTracker:
 
         return hide
 
+    def images_from(self, queries: str) -> Hide:
+        """Hide the image tokens from the text before the prompt's last token (``question``), or from what follows.
+
+        ``answer`` is the last token of the prompt and all after it; ``text`` is both.
+        """
+
+        def hide(offset: int, length: int) -> Tensor:
+            numbers, _ = self._positions(offset, length)
+            asking = ~self.image[:, -self.new :, None]
+            if queries != "text":
+                asking = asking & ((numbers >= self.prompt - 1) == (queries == "answer"))[None]
+            return asking & self.image[:, None, offset : offset + length]
+
+        return hide
+
     def some_images(self, seed: int, share: float) -> Hide:
         """Hide a random fraction of the image tokens from all other tokens, the same of every document."""
 
@@ -423,3 +438,18 @@ def _number(content: bytes) -> int:
 def seeded_generator(*key: object) -> torch.Generator:
     """Return a generator on the CPU whose seed is a hash of the key."""
     return torch.Generator().manual_seed(_number(repr(key).encode()))
+
+
+def check_masks(loaded: LoadedModel) -> None:
+    """Check that the attention takes a mask for each pair of tokens.
+
+    Raises:
+        ModelError: it does not.
+    """
+    text: Any = loaded.model.config.get_text_config()
+    kind = text._attn_implementation
+    if kind not in ("eager", "sdpa"):
+        raise ModelError(
+            f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
+            f"{kind!r}. Load it with attn_implementation=sdpa."
+        )

@@ -23,6 +23,7 @@ class PatchOptions:
         every: patch after every ``every``-th block of the LLM and the last one; 0 for about :data:`BLOCKS` blocks.
         tokens: the tokens whose states are put in at a block: ``all``, ``image`` or ``last``.
         interchange: whether states of other documents are put in, too.
+        knockout: whether attention to the image is cut, too.
 
     Raises:
         OptionError: a value is none of these.
@@ -32,6 +33,7 @@ class PatchOptions:
     every: int = 0
     tokens: tuple[Tokens, ...] = TOKENS
     interchange: bool = True
+    knockout: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1:

@@ -163,6 +163,8 @@ class TaskDeclaration(DeclaredModel):
     """Patching tasks: the tokens whose states are put in at a block."""
     interchange: Literal["on", "off"] = "on"
     """Patching tasks: whether states of other documents are put in, too."""
+    knockout: Literal["on", "off"] = "on"
+    """Patching tasks: whether attention to the image is cut, too."""
 
 
 ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name != "dataset")
@@ -172,7 +174,7 @@ _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
 _PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "n", "every", "tokens", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-_PATCHED: Final = ("n", "every", "tokens", "interchange", "finding")
+_PATCHED: Final = ("n", "every", "tokens", "interchange", "knockout", "finding")
 AFTERWARDS: Final = (
     *("anchors", "masked"),
     *(name for name in dict.fromkeys((*_ATTRIBUTING, *_PATCHED)) if name != "finding"),
@@ -337,13 +339,18 @@ def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSetti
     if settings.folds != ("test",):
         raise OptionError("States are patched on documents of the test fold: leave `folds` out.")
     finding = _check_one_question(settings, declaration, "Patching needs", "patching is of one finding")
-    options = dataclasses.replace(_patch_options(declaration), interchange=declaration.interchange == "on")
+    options = dataclasses.replace(
+        _patch_options(declaration),
+        interchange=declaration.interchange == "on",
+        knockout=declaration.knockout == "on",
+    )
     return dataclasses.replace(settings, finding=finding, patching=options)
 
 
 def _patch_options(declaration: TaskDeclaration) -> PatchOptions:
     n = declaration.n if "n" in declaration.model_fields_set else _PATCHING.n
-    return PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens, interchange=False)
+    options = PatchOptions(n=n, every=declaration.every, tokens=declaration.tokens)
+    return dataclasses.replace(options, interchange=False, knockout=False)
 
 
 def _check_one_question(settings: TaskSettings, declaration: TaskDeclaration, who: str, why: str) -> str | None:

@@ -20,6 +20,7 @@ from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_records import AttributionSummary
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.run_folders import BLIND, finished_baselines
@@ -187,6 +188,10 @@ class DatasetRuns:
     def exchanged(self) -> list[tuple[TaskResult, Interchange]]:
         """Return the results with interchange between documents."""
         return [(result, result.task.interchange) for result in self.results if result.task.interchange is not None]
+
+    def cut(self) -> list[tuple[TaskResult, Knockout]]:
+        """Return the results with attention to the image cut."""
+        return [(result, result.task.knockout) for result in self.results if result.task.knockout is not None]
 
     def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
         """Return the results with a semantic mapping."""

@@ -53,6 +53,7 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "twins": patch_tables.twins_table,
     "patches": patch_tables.patches_table,
     "interchange": patch_tables.interchange_table,
+    "knockout": patch_tables.knockout_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,
     "mapping": layer_tables.mapping_table,

@@ -27,6 +27,8 @@ PATCHING_POINTS: Final = ".patching.csv"
 PATCHED_ANSWERS: Final = ".patched_answers.csv"
 INTERCHANGE: Final = ".interchange.json"
 INTERCHANGE_POINTS: Final = ".interchange.csv"
+KNOCKOUT: Final = ".knockout.json"
+KNOCKOUT_POINTS: Final = ".knockout.csv"
 FOLDS: Final = ".folds.json"
 
 

@@ -20,6 +20,7 @@ from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.interchange_files import INTERCHANGE_COLUMNS, interchange_rows
+from medmllm_plugins.results.knockout_files import KNOCKOUT_COLUMNS, knockout_rows
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import tables
 from medmllm_plugins.results.patch_files import POINT_COLUMNS, point_rows
@@ -56,6 +57,7 @@ FRAME_COLUMNS: Final = {
     "shortcuts": ("task", *SHORTCUT_COLUMNS),
     "patching": ("task", *POINT_COLUMNS),
     "interchange": ("task", *INTERCHANGE_COLUMNS),
+    "knockout": ("task", *KNOCKOUT_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -193,6 +195,12 @@ class Run:
             for row in interchange_rows(task.interchange)
         )
         return _numeric(_frame("interchange", rows), "value", "low", "high")
+
+    @cached_property
+    def knockout(self) -> pd.DataFrame:
+        """What the answers lose if the image is hidden in some layers, a row for each figure."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.knockout for row in knockout_rows(task.knockout))
+        return _numeric(_frame("knockout", rows), "value", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

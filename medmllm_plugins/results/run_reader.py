@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from medmllm_plugins.data.core.fold_manifest import FoldManifest
 from medmllm_plugins.errors import DataError, MedMLLMError, shown
@@ -28,6 +28,7 @@ from medmllm_plugins.results.file_names import (
     FOLDS,
     INDEX,
     INTERCHANGE,
+    KNOCKOUT,
     MANIFEST,
     METRICS,
     OUTCOMES,
@@ -37,6 +38,7 @@ from medmllm_plugins.results.file_names import (
     file_stem,
 )
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import Manifest, ModelEntry, SettingsEntry, TaskEntry
 from medmllm_plugins.results.metric_files import check_metrics_version
 from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
@@ -98,6 +100,7 @@ class TaskRun:
     attributions: AttributionIndex | None = None
     patching: TwinPatching | None = None
     interchange: Interchange | None = None
+    knockout: Knockout | None = None
     missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -282,7 +285,8 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         probing=None if probes_are_out else _probing(probes, name, entry, missing),
         attributions=attributions,
         patching=_patching(folder, stem, name, entry, seal, missing),
-        interchange=_interchange(folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
+        interchange=_experiment(Interchange, folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
+        knockout=_experiment(Knockout, folder / f"{stem}{KNOCKOUT}", folder, seal, missing),
         missing=tuple(missing),
         answers=answers,
     )
@@ -399,12 +403,18 @@ def _patching(
         return None
 
 
-def _interchange(path: Path, folder: Path, seal: SealCheck, missing: list[str]) -> Interchange | None:
+Experiment = TypeVar("Experiment", Interchange, Knockout)
+
+
+def _experiment(
+    kind: type[Experiment], path: Path, folder: Path, seal: SealCheck, missing: list[str]
+) -> Experiment | None:
+    """Read the result of an intervention within one model."""
     if consistency.left_out(path, folder, seal, missing) or not path.exists():
         return None
     try:
         read = _json(path, missing)
-        return None if read is None else Interchange.from_dict(read)
+        return None if read is None else kind.from_dict(read)
     except (DataError, TypeError, ValueError) as error:
         missing.append(f"{path.name} cannot be used: {clean(error)}.")
         return None

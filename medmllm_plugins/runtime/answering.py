@@ -16,6 +16,7 @@ from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
 from medmllm_plugins.runtime.interchange_loop import InterchangeLoop
 from medmllm_plugins.runtime.journal import Reply
+from medmllm_plugins.runtime.knockout_loop import KnockoutLoop
 from medmllm_plugins.runtime.patch_loop import PatchLoop
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
 
@@ -71,6 +72,7 @@ def answer_requests(
         AnchorLoop(loaded, run, options).answer(requests, journal)
         patching.patch(requests, journal)
         InterchangeLoop(loaded, run, options, answering).exchange(requests, journal)
+        KnockoutLoop(loaded, run, options, answering).cut(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies

@@ -54,6 +54,7 @@ class EvaluationRun:
         patched: by task, the names of patched answers in the journal by what they are, and why some are missing;
             empty if none is.
         exchanged: by task, what was exchanged between documents.
+        cut: by task, the attention that was cut.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -72,6 +73,7 @@ class EvaluationRun:
         self.anchors: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
         self.patched: dict[str, tuple[Mapping[Any, str], str]] = {}
         self.exchanged: dict[str, Any] = {}
+        self.cut: dict[str, Any] = {}
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None

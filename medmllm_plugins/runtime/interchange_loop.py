@@ -21,11 +21,10 @@ from medmllm_plugins.interventions.interchange import (
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, workload
-from medmllm_plugins.runtime.batches import Batches, BatchSize
+from medmllm_plugins.runtime.document_loop import answer_documents
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Journal, Reply
 from medmllm_plugins.runtime.requests import TaskRequest, by_task
-from medmllm_plugins.utils.progress import Progress
 
 OWN: Final = "own"
 CLEAN: Final[tuple[Literal["own"] | DonorClass, ...]] = (OWN, "other class", "same class")
@@ -115,27 +114,21 @@ class InterchangeLoop:
         exchanges: Sequence[Exchange],
         journal: Journal,
     ) -> None:
-        own = list(plan.donors)[self._options.rank :: self._options.world_size]
-        names = {document: [plan.names[key] for key in _keys(document, exchanges)] for document in own}
-        open_documents = [document for document in own if not all(name in journal.known for name in names[document])]
+        names = {document: {key: plan.names[key] for key in _keys(document, exchanges)} for document in plan.donors}
 
         def read(document: str) -> _Pair:
             donors = plan.donors[document]
             return _Pair(prepared[document], prepared[donors.other], prepared[donors.same])
 
-        def prepare(_: list[_Pair]) -> None:
-            """Leave the input to the passes over documents and donors."""
-
-        def answer(batch: list[_Pair], _: None) -> list[dict[ExchangeKey, Reply]]:
-            return _exchange_batch(self._loaded, batch, exchanges)
-
-        size = BatchSize(self._options.batch_size, self._options.max_batch_size)
-        batches = Batches(size, read, lambda pair: workload(pair.own.visual), prepare, answer, ahead=False)
-        done = len(own) - len(open_documents)
-        with Progress(f"{task}: interchange", len(own), "documents", done=done) as progress:
-            for batch, _, replies in batches.run(open_documents):
-                journal.add({plan.names[key]: reply for each in replies for key, reply in each.items()})
-                progress.update(len(batch))
+        answer_documents(
+            f"{task}: interchange",
+            names,
+            journal,
+            self._options,
+            read=read,
+            weigh=lambda pair: workload(pair.own.visual),
+            answer=lambda batch: _exchange_batch(self._loaded, batch, exchanges),
+        )
 
 
 def _keys(document: str, exchanges: Sequence[Exchange]) -> list[ExchangeKey]:

@@ -15,11 +15,10 @@ from medmllm_plugins.interventions.twin_patching import Answers, PatchSite, chec
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.task_names import answering_name
 from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, cut, workload
-from medmllm_plugins.runtime.batches import Batches, BatchSize
+from medmllm_plugins.runtime.document_loop import answer_documents
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Journal, Reply
 from medmllm_plugins.runtime.requests import TaskRequest, by_task
-from medmllm_plugins.utils.progress import Progress
 
 MODEL: Final = "model"
 TWIN: Final = "twin"
@@ -110,29 +109,19 @@ class PatchLoop:
         names: Mapping[PatchKey, str],
         journal: Journal,
     ) -> None:
-        names_of: dict[str, list[str]] = {}
+        by_document: dict[str, dict[PatchKey, str]] = {}
         for key, name in names.items():
-            names_of.setdefault(key.document, []).append(name)
-        own = chosen[self._options.rank :: self._options.world_size]
-        open_requests = [
-            request for request in own if not all(name in journal.known for name in names_of[request.row["document"]])
-        ]
-
-        def prepare(_: list[PreparedRequest]) -> None:
-            """Leave the input to the loop over both models."""
-
-        def answer(batch: list[PreparedRequest], _: None) -> list[dict[PatchKey, Reply]]:
-            return _patch_batch(self._loaded, twin, batch, sites)
-
-        size = BatchSize(self._options.batch_size, self._options.max_batch_size)
-        batches = Batches(
-            size, self._answering.prepare, lambda item: workload(item.visual), prepare, answer, ahead=False
+            by_document.setdefault(key.document, {})[key] = name
+        requests = {request.row["document"]: request for request in chosen}
+        answer_documents(
+            f"{chosen[0].task}: patching",
+            by_document,
+            journal,
+            self._options,
+            read=lambda document: self._answering.prepare(requests[document]),
+            weigh=lambda item: workload(item.visual),
+            answer=lambda batch: _patch_batch(self._loaded, twin, batch, sites),
         )
-        done = len(own) - len(open_requests)
-        with Progress(f"{chosen[0].task}: patching", len(own), "documents", done=done) as progress:
-            for batch, _, replies in batches.run(open_requests):
-                journal.add({names[key]: reply for each in replies for key, reply in each.items()})
-                progress.update(len(batch))
 
 
 def _patch_batch(

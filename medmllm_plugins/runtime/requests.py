@@ -78,8 +78,9 @@ class TaskRequest:
 
     @property
     def needs_twin(self) -> bool:
-        """Return whether the task cannot do without a twin, as one can that probes or exchanges states."""
-        return self.patching is not None and self.features is None and not self.patching.interchange
+        """Return whether the task cannot do without a twin, as one can that probes or tries other interventions."""
+        options = self.patching
+        return options is not None and self.features is None and not (options.interchange or options.knockout)
 
     @property
     def needs(self) -> Needs:

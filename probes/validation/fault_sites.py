@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
-from medmllm_plugins.errors import ModelError
-from medmllm_plugins.interventions.model_edits import BatchTracker, track_batch
+from medmllm_plugins.interventions.model_edits import BatchTracker, check_masks, track_batch
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.stages import (
@@ -72,10 +70,4 @@ class FaultSites:
         Raises:
             ModelError: it does not.
         """
-        text: Any = self.loaded.model.config.get_text_config()
-        kind = text._attn_implementation
-        if kind not in ("eager", "sdpa"):
-            raise ModelError(
-                f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
-                f"{kind!r}. Load it with attn_implementation=sdpa."
-            )
+        check_masks(self.loaded)

@@ -25,7 +25,7 @@ from medmllm_plugins.results.probe_files import read_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.runtime import interchange_loop, patch_loop
 
-TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off"
+TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off:knockout=off"
 SITES = ["vision", "connector alone", "connector", *(f"llm.{n:02d}" for n in (2, 5)), "llm.embed", "llm.norm"]
 SETTINGS: dict[str, Any] = {"tasks": [TASK], "batch_size": 8, "limit": 96}
 
@@ -169,7 +169,7 @@ def test_a_twin_of_another_tokenizer_is_refused_before_the_answers(
 def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
     evaluate: Callable[..., Evaluated], tmp_path: Path
 ) -> None:
-    task = "med_patch_demo:n=2:every=6:interchange=off"
+    task = "med_patch_demo:n=2:every=6:interchange=off:knockout=off"
     settings = {**SETTINGS, "tasks": [task]}
     run = evaluate(tmp_path, model_args="pretrained=demo,twin=demo,device=cpu", **settings)
     record = json.loads(next(run.folder.glob("*.patching.json")).read_text("utf-8"))
@@ -239,7 +239,10 @@ def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exch
     assert entry["failed"] is None and "the answers depend on image tokens up to" in entry["headline"]
     record = json.loads((exchanged.folder / f"{EXCHANGED.replace(':', '+')}.interchange.json").read_text("utf-8"))
     assert record["n"] == 32 and record["left_out"] == 0
+    blind = run.knockout.query("queries == 'text' and metric == 'accuracy'")["value"].item()
+    assert blind < 0.5 and "With the image hidden from all text in all layers" in entry["headline"]
     (dataset,) = collect_runs([exchanged.folder]).datasets
+    assert len(build_section(dataset).tables["knockout"].rows) == 7
     rows = build_section(dataset).tables["interchange"].to_dict()["rows"]
     assert rows[0]["layer"] == "connector" and rows[0]["flips"]["value"] > 0.9
 

@@ -58,3 +58,13 @@ def interchange_table(dataset: DatasetRuns) -> Table:
             effects = [points[donor].effect if donor in points else None for donor in _DONORS]
             rows.append((result.subject, (layer, tokens, other.flips if other else None, *effects)))
     return model_table(dataset, "interchange", rows)
+
+
+def knockout_table(dataset: DatasetRuns) -> Table:
+    """Tabulate what the answers lose if the image is hidden in a window of layers."""
+    rows: list[Row] = []
+    for result, cut in dataset.cut():
+        for point in cut.points:
+            window = point.first if point.first == point.last else f"{point.first} to {point.last}"
+            rows.append((result.subject, (window, point.queries, point.accuracy, point.lost, point.log_odds_lost)))
+    return model_table(dataset, "knockout", rows)
