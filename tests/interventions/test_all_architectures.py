@@ -1,0 +1,93 @@
+"""Every intervention on every architecture: states of a twin, states of other documents, and attention that is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.tiny_families import FAMILIES, write_family
+from support.tiny_medm_vl import write_ct_checkpoint
+
+from medmllm_plugins.data.readers.volumes import Volume
+from medmllm_plugins.interventions.interchange import Exchange, exchanges_at, interchange, interchange_sites
+from medmllm_plugins.interventions.knockout import cuts_of, knock_out
+from medmllm_plugins.interventions.twin_patching import PatchSite, patch_sites, patch_twins
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.chat import ChatModel
+from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.native import open_native
+from medmllm_plugins.models.options import LoadOptions
+
+torch.set_num_threads(1)
+QUESTION, LABELS = "Is it benign or malignant?", ("benign", "malignant tumour", "x")
+CT = "medm_vl_ct"
+pytestmark = pytest.mark.slow
+
+
+def twins(kind: str, folder: Path) -> tuple[LoadedModel, LoadedModel]:
+    """Return two models of an architecture with different weights."""
+    if kind != CT:
+        folders = [write_family(kind, folder / str(seed), seed) for seed in (0, 1)]
+        first, second = (ChatModel(open_native(LoadOptions(str(each), device="cpu"))) for each in folders)
+        return first, second
+    folders = [folder / "0", folder / "1"]
+    written = [write_ct_checkpoint(each, "october") for each in folders]
+    weights = load_file(written[1] / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in weights.items():
+        if weight.dim() > 1:
+            weights[name] = weight + 0.5 * weight.std() * torch.randn(weight.shape, generator=generator)
+    save_file(weights, written[1] / "model.safetensors")
+    one, other = (medm_vl.load_ct(LoadOptions(str(each), device="cpu")) for each in written)
+    return one, other
+
+
+def shown(loaded: LoadedModel, *seeds: int) -> list[Any]:
+    if loaded.shows == "volume":
+        voxels = [np.random.default_rng(seed).uniform(-990, 1500, (20, 30, 26)).astype(np.float32) for seed in seeds]
+        return [Volume(some, (2.5, 0.7, 0.7), "RAS", "HU") for some in voxels]
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)) for seed in seeds
+    ]
+    return [[image] if loaded.shows == "images" else image for image in images]
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, CT])
+def test_interventions_end_in_the_other_model_and_the_other_document(kind: str, tmp_path: Path) -> None:
+    model, twin = twins(kind, tmp_path)
+    images, others = shown(model, 0, 1), shown(model, 2, 3)
+
+    def scores(loaded: LoadedModel, visuals: list[Any]) -> np.ndarray:
+        generations = loaded.generate([QUESTION] * 2, visuals, max_new_tokens=0, labels=LABELS)
+        return np.array([generation.scores for generation in generations])
+
+    own, of_twin, of_others = scores(model, images), scores(twin, images), scores(model, others)
+    assert not np.allclose(own, of_twin, atol=1e-2) and not np.allclose(own, of_others, atol=1e-3)
+
+    # All states of the twin after the final norm leave the head alone to the model.
+    sites = patch_sites(model, every=1)
+    forward, backward = patch_twins(model, twin, QUESTION, images, LABELS, sites, max_new_tokens=3)
+    assert set(forward) == set(backward) == {None, *sites}
+    for answers, expected in ((forward, own), (backward, of_twin)):
+        np.testing.assert_allclose([answer.scores for answer in answers[None]], expected, atol=3e-4)
+        assert np.isfinite([answer.scores for some in answers.values() for answer in some]).all()
+    changed = {site for site in sites if not np.allclose([a.scores for a in forward[site]], own, atol=1e-3)}
+    # The embedding of a token is the same for all prompts, so the last token's input may be the same in both models.
+    assert {PatchSite("vision"), PatchSite("connector"), PatchSite("llm.norm")} <= changed
+
+    donors: Any = {"other class": others, "same class": shown(model, 4, 5)}
+    exchanges = exchanges_at(interchange_sites(model, every=1))
+    exchanged = interchange(model, QUESTION, images, donors, LABELS, exchanges)
+    whole = np.array(exchanged[Exchange(PatchSite("connector"), "other class")])
+    np.testing.assert_allclose(whole, of_others, atol=3e-4)
+    assert np.isfinite([row for rows in exchanged.values() for row in rows]).all()
+
+    cuts = cuts_of(model, every=1)
+    cut, cut_others = (knock_out(model, QUESTION, visuals, LABELS, cuts) for visuals in (images, others))
+    np.testing.assert_allclose(cut[cuts[-1]], cut_others[cuts[-1]], atol=3e-4)
+    np.testing.assert_allclose(scores(model, images), own, atol=0)
