@@ -64,6 +64,7 @@ class RecordedPass:
         self._connectors = connectors_of(loaded)
         self._tower_ends = tower_ends(loaded)
         self._in_tuples: dict[nn.Module, bool] = {}
+        self._keeps_shape: dict[nn.Module, bool] = {}
         with ExitStack() as stack:
             for module in self._blocks():
                 stack.enter_context(self._noting(module))
@@ -153,17 +154,20 @@ class RecordedPass:
         skipped = self._skipped_llm_blocks(site)
         with ExitStack() as stack:
             for layer, state in zip(self.layers_at(site), states, strict=True):
-                if layer.module in skipped:
+                if site == CONNECTOR:
+                    stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
+                elif layer.module in skipped:
                     stack.enter_context(self._returning(layer.module, state, skipped.index(layer.module)))
                 else:
                     stack.enter_context(changed(layer, _constant(state)))
             for index, module in enumerate(skipped):
                 if module not in [layer.module for layer in self.layers_at(site)]:
                     stack.enter_context(self._returning(module, None, index))
-            if site != TOWER_END:
-                for layer in self._layers.values():
-                    if layer.part == "vision" and is_block(layer):
-                        stack.enter_context(self._returning(layer.module, None, None))
+            tower = [layer.module for layer in self._layers.values() if layer.part == "vision" and is_block(layer)]
+            # Blocks that change the shape, as those of a convolutional tower, are computed though nothing reads them.
+            if site != TOWER_END and all(self._keeps_shape.get(module, True) for module in tower):
+                for module in tower:
+                    stack.enter_context(self._returning(module, None, None))
             if site not in (TOWER_END, CONNECTOR):
                 for layer, state in zip(self._connectors, connectors, strict=False):
                     stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
@@ -182,12 +186,15 @@ class RecordedPass:
 
     @contextmanager
     def _noting(self, module: nn.Module) -> Iterator[None]:
-        """Note whether a block returns a tuple."""
+        """Note whether a block returns a tuple, and whether what it returns has the shape of what it is given."""
 
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            entering = args[0] if args else kwargs.get("hidden_states")
+            leaving = output[0] if isinstance(output, tuple) else output
             self._in_tuples[module] = isinstance(output, tuple)
+            self._keeps_shape[module] = isinstance(entering, Tensor) and entering.shape == leaving.shape
 
-        handle = module.register_forward_hook(hook)
+        handle = module.register_forward_hook(hook, with_kwargs=True)
         try:
             yield
         finally:

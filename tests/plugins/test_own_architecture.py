@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.control_features import RandomEncoder
 from medmllm_plugins.features.hooks import ActivationHooks
 from medmllm_plugins.features.unused_layers import unused_layers
+from medmllm_plugins.interventions.interchange import Exchange, interchange
+from medmllm_plugins.interventions.knockout import cuts_of, knock_out
+from medmllm_plugins.interventions.twin_patching import PatchSite, patch_sites, patch_twins
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.model_loading import load_model
@@ -218,3 +222,28 @@ def test_a_patch_changes_the_rows_that_cover_it(model: LoadedModel) -> None:
             reach = 6 / 64  # a kernel of 3 reaches one cell beyond, of 8 pixels at most, at each of two layers
             near = (own.box[:, :2] < box[2:] + 2 * reach).all(1) & (own.box[:, 2:] > box[:2] - 2 * reach).all(1)
             assert not (moved & ~near).any(), layer
+
+
+def test_interventions_work_at_every_stage(model: LoadedModel) -> None:
+    """States of a twin and of other documents put in, and attention to the image cut."""
+    twin = copy.copy(model)
+    twin.model = copy.deepcopy(model.model)
+    with torch.no_grad():
+        for parameter in twin.model.parameters():
+            parameter.mul_(1.2)
+    images = pictures(4)
+    own, of_twin, of_others = (
+        np.array([item.scores for item in loaded.generate([QUESTION] * 2, some, max_new_tokens=0, labels=LABELS)])
+        for loaded, some in ((model, images[:2]), (twin, images[:2]), (model, images[2:]))
+    )
+    sites = patch_sites(model, every=1)
+    forward, backward = patch_twins(model, twin, QUESTION, images[:2], LABELS, sites, max_new_tokens=2)
+    np.testing.assert_allclose([answer.scores for answer in forward[None]], own, atol=1e-4)
+    np.testing.assert_allclose([answer.scores for answer in backward[None]], of_twin, atol=1e-4)
+    whole = Exchange(PatchSite("connector"), "other class")
+    donors: Any = {"other class": images[2:], "same class": images[1:3]}
+    exchanged = interchange(model, QUESTION, images[:2], donors, LABELS, [whole])
+    np.testing.assert_allclose(exchanged[whole], of_others, atol=1e-4)
+    (cut,) = [cut for cut in cuts_of(model) if cut.queries == "text"]
+    blind = knock_out(model, QUESTION, images, LABELS, [cut])[cut]
+    np.testing.assert_allclose(blind, np.tile(blind[0], (4, 1)), atol=1e-4)
