@@ -29,12 +29,16 @@ def write_interchange_results(content: TaskContent, run: EvaluationRun, folder: 
     """
     name = content.name
     plan: ExchangePlan | None = run.exchanged.get(name)
-    replies = run.replies(plan.names) if plan is not None else {}
-    if plan is None or plan.failure or len(replies) < len(plan.names):
-        reason = "the model was not asked" if plan is None else plan.failure or "a process stopped"
+    if plan is None:
         raise DataError(
-            f"{name}: expected scores with states of other documents, got none of some: {reason}. Start the same "
-            "command again to continue."
+            f"{name}: expected a model of this package, which puts states of other documents in, got answers alone. "
+            "If they came from the host's cache, run again without --use_cache."
+        )
+    replies = run.replies(plan.names)
+    if plan.failure or len(replies) < len(plan.names):
+        raise DataError(
+            f"{name}: expected scores with states of other documents, got none of some: "
+            f"{plan.failure or 'a process stopped'}. Start the same command again to continue."
         )
     if not plan.donors:
         raise DataError(

@@ -24,12 +24,16 @@ def write_knockout_results(content: TaskContent, run: EvaluationRun, folder: Pat
         DataError: some scores are missing.
     """
     plan: CutPlan | None = run.cut.get(content.name)
-    replies = run.replies(plan.names) if plan is not None else {}
-    if plan is None or plan.failure or len(replies) < len(plan.names):
-        reason = "the model was not asked" if plan is None else plan.failure or "a process stopped"
+    if plan is None:
         raise DataError(
-            f"{content.name}: expected scores with attention to the image cut, got none of some: {reason}. Start the "
-            "same command again to continue."
+            f"{content.name}: expected a model of this package, which cuts attention to the image, got answers alone. "
+            "If they came from the host's cache, run again without --use_cache."
+        )
+    replies = run.replies(plan.names)
+    if plan.failure or len(replies) < len(plan.names):
+        raise DataError(
+            f"{content.name}: expected scores with attention to the image cut, got none of some: "
+            f"{plan.failure or 'a process stopped'}. Start the same command again to continue."
         )
     rows = [content.row_list[index] for index in content.patched_rows]
     classes = list(content.question(rows[0]).classes)

@@ -41,7 +41,7 @@ class SettingsEntry(Record):
         anchors: documents of the positive control; ``null`` for a task without probes, 0 where no anchors are asked.
         masked: documents shown once more with the border masked, likewise.
         attributions: options of the attributions; ``null`` for a task without any.
-        patching: which states of a twin are put in, and for which documents; ``null`` for a task without patching.
+        patching: which states are put in, and for which documents; of a task with probes where there is a twin.
     """
 
     dataset: str = ""
