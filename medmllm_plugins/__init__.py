@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from medmllm_plugins.models.families.family import Family
     from medmllm_plugins.plugins.hookspecs import hookimpl
-    from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, PromptStyle, TaskFolder
+    from medmllm_plugins.plugins.specs import (
+        AttributionSpec,
+        InterventionSpec,
+        ModelSpec,
+        ProbeSpec,
+        PromptStyle,
+        TaskFolder,
+    )
     from medmllm_plugins.probes.sklearn_probe import SklearnProbe
     from medmllm_plugins.results.run import Run
 
@@ -16,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttributionSpec",
     "Family",
+    "InterventionSpec",
     "ModelSpec",
     "ProbeSpec",
     "PromptStyle",
@@ -27,6 +35,7 @@ __all__ = [
 _MODULES: Final = {
     "AttributionSpec": "plugins.specs",
     "Family": "models.families.family",
+    "InterventionSpec": "plugins.specs",
     "ModelSpec": "plugins.specs",
     "ProbeSpec": "plugins.specs",
     "PromptStyle": "plugins.specs",

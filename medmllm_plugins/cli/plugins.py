@@ -29,7 +29,7 @@ def _plain_lines(description: dict[str, Any]) -> Iterator[str]:
         state = " (disabled)" if plugin["disabled"] else ""
         yield f"{plugin['name']}{state}: {plugin['distribution']} {plugin['version']}"
         yield f"    hooks: {', '.join(plugin['hooks']) or 'none'}"
-        for kind in ("models", "datasets", "tasks", "probes", "attributions"):
+        for kind in ("models", "datasets", "tasks", "probes", "attributions", "interventions"):
             if plugin[kind]:
                 yield f"    {kind}: {', '.join(plugin[kind])}"
     for failure in description["failures"]:

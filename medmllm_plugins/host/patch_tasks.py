@@ -12,6 +12,7 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.host import command_line
 from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.interchange_results import write_interchange_results
+from medmllm_plugins.host.intervention_results import write_intervention_results
 from medmllm_plugins.host.knockout_results import write_knockout_results
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.host.twin_results import TwinResults
@@ -20,6 +21,7 @@ from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import PatchEntry
 from medmllm_plugins.results.patch_records import TwinPatching
@@ -38,11 +40,13 @@ class Interventions:
         twin: the result of twin patching; ``None`` without a twin.
         interchange: the result of interchange between documents; ``None`` where it is switched off or failed.
         knockout: the result of cutting attention to the image, likewise.
+        plugins: the results of plugins' interventions, likewise.
     """
 
     twin: TwinPatching | None = None
     interchange: Interchange | None = None
     knockout: Knockout | None = None
+    plugins: InterventionResults | None = None
 
 
 class Patching(InspectionTask[Interventions]):
@@ -66,13 +70,15 @@ class Patching(InspectionTask[Interventions]):
         folder = self.run.folder_for(model)
         options = self.content.settings.patching
         assert options is not None, "patching tasks have options"
-        steps: dict[str, Callable[[], TwinPatching | Interchange | Knockout]] = {}
+        steps: dict[str, Callable[[], TwinPatching | Interchange | Knockout | InterventionResults]] = {}
         if self.name in self.run.patched:
             steps["twin"] = lambda: TwinResults(self.content, self.run).write(folder)
         if options.interchange:
             steps["interchange"] = lambda: write_interchange_results(self.content, self.run, folder)
         if options.knockout:
             steps["knockout"] = lambda: write_knockout_results(self.content, self.run, folder)
+        if options.interventions:
+            steps["plugins"] = lambda: write_intervention_results(self.content, self.run, folder)
         results: dict[str, Any] = {}
         reasons: list[str] = []
         for name, step in steps.items():

@@ -6,19 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.special import logsumexp
 
 from medmllm_plugins.interventions.knockout import Cut
-from medmllm_plugins.metrics.classification import Floats, Ints
-from medmllm_plugins.metrics.intervals import (
-    RESAMPLES,
-    SHARE,
-    Estimate,
-    bootstrap,
-    effective_groups,
-    estimate,
-    paired_difference,
-)
+from medmllm_plugins.interventions.paired_losses import paired_losses
+from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.results.knockout_records import Knockout, KnockoutPoint
 
 Scores = Mapping[Cut | Literal["own"], Sequence[tuple[float, ...]]]
@@ -33,50 +24,20 @@ def knockout_effects(scores: Scores, truth: Ints, group: Ints, *, seed: int = 0)
         group: (n,) groups of the documents.
         seed: of the bootstrap resamples.
     """
-    _, group = np.unique(group, return_inverse=True)
-    group = group.astype(np.intp)
-    keys: list[Cut | Literal["own"]] = ["own", *(key for key in scores if isinstance(key, Cut))]
-    rows = np.concatenate([_per_document(scores[key], truth) for key in keys])
-    values, resampled = bootstrap(
-        lambda weights: {"": (rows @ weights / weights.sum(0)).T},
-        group,
-        resamples=RESAMPLES,
-        seed=seed,
-        cells=len(rows),
-    )
-    means, drawn, groups = values[""], resampled[""], effective_groups(group)
-
-    def accuracy(index: int) -> Estimate:
-        return estimate(float(means[2 * index]), drawn[:, 2 * index], groups=groups, bounds=SHARE)
-
-    own = accuracy(0)
-    points = []
-    for index, key in enumerate(keys[1:], start=1):
-        assert isinstance(key, Cut), "only the first is none"
-        mine = accuracy(index)
-        points.append(
-            KnockoutPoint(
-                first=key.first,
-                last=key.last,
-                queries=key.queries,
-                accuracy=mine,
-                lost=paired_difference(own, mine, (drawn[:, 0], drawn[:, 2 * index])),
-                log_odds_lost=estimate(
-                    float(means[1] - means[2 * index + 1]), drawn[:, 1] - drawn[:, 2 * index + 1], groups=groups
-                ),
-            )
+    cuts = {key: rows for key, rows in scores.items() if isinstance(key, Cut)}
+    accuracy, losses = paired_losses(scores["own"], cuts, truth, group, seed=seed)
+    points = tuple(
+        KnockoutPoint(
+            first=cut.first,
+            last=cut.last,
+            queries=cut.queries,
+            accuracy=loss.accuracy,
+            lost=loss.lost,
+            log_odds_lost=loss.log_odds_lost,
         )
-    return Knockout(n=len(truth), groups=len(np.unique(group)), accuracy=own, points=tuple(points))
-
-
-def _per_document(rows: Sequence[tuple[float, ...]], truth: Ints) -> Floats:
-    """Return hits and log-odds of the correct label, (2, n)."""
-    values, documents = np.array(rows, dtype=np.float64), np.arange(len(truth))
-    others = values.copy()
-    others[documents, truth] = -np.inf
-    odds = values[documents, truth] - logsumexp(others, axis=1)
-    result: Floats = np.stack([(values.argmax(1) == truth).astype(np.float64), odds])
-    return result
+        for cut, loss in losses.items()
+    )
+    return Knockout(n=len(truth), groups=len(np.unique(group)), accuracy=accuracy, points=points)
 
 
 def headline(result: Knockout) -> str:

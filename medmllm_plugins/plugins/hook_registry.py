@@ -10,13 +10,14 @@ import pluggy
 
 from medmllm_plugins.plugins import hookspecs
 from medmllm_plugins.plugins.hookspecs import PROJECT
-from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins.specs import AttributionSpec, InterventionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 HOOKS: Final[Mapping[str, type[Any]]] = {
     "medmllm_models": ModelSpec,
     "medmllm_tasks": TaskFolder,
     "medmllm_probes": ProbeSpec,
     "medmllm_attributions": AttributionSpec,
+    "medmllm_interventions": InterventionSpec,
 }
 """The declaration that each hook returns."""
 

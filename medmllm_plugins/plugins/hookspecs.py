@@ -12,7 +12,7 @@ from typing import Final
 
 import pluggy
 
-from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins.specs import AttributionSpec, InterventionSpec, ModelSpec, ProbeSpec, TaskFolder
 
 PROJECT: Final = "medmllm_plugins"
 
@@ -38,3 +38,8 @@ def medmllm_probes() -> Iterable[ProbeSpec]:  # type: ignore[empty-body]
 @hookspec
 def medmllm_attributions() -> Iterable[AttributionSpec]:  # type: ignore[empty-body]
     """Return attribution methods: which pixels an answer depends on."""
+
+
+@hookspec
+def medmllm_interventions() -> Iterable[InterventionSpec]:  # type: ignore[empty-body]
+    """Return interventions: what happens to the answers if something inside the model is changed."""

@@ -33,7 +33,7 @@ from medmllm_plugins.plugins.plugin_records import (
     name_taken,
     origin_of,
 )
-from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, TaskFolder
+from medmllm_plugins.plugins.specs import AttributionSpec, InterventionSpec, ModelSpec, ProbeSpec, TaskFolder
 from medmllm_plugins.plugins.task_files import read_task, walk
 from medmllm_plugins.utils.user_dirs import tasks_folder
 
@@ -71,7 +71,7 @@ class Manager:
         self._changes = 0
         self._slow: dict[str, str] = {}
         self._results: dict[str, tuple[Any, list[Failure]]] = {}
-        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions")
+        named = ("medmllm_models", "medmllm_probes", "medmllm_attributions", "medmllm_interventions")
         self._readers: dict[str, Callable[[list[Failure]], Any]] = {
             "registry": self._registry_faults,
             **{hook: functools.partial(self._read_named, hook) for hook in named},
@@ -193,6 +193,10 @@ class Manager:
         """Return attribution methods by name."""
         return {name: spec for name, (spec, _) in self._result("medmllm_attributions").items()}
 
+    def interventions(self) -> dict[str, InterventionSpec]:
+        """Return interventions by name."""
+        return {name: spec for name, (spec, _) in self._result("medmllm_interventions").items()}
+
     def tasks(self) -> dict[str, TaskEntry]:
         """Return tasks and groups by name, from every ``*.yaml`` below the task folders.
 
@@ -214,9 +218,10 @@ class Manager:
         # From what was read, not from the disk: the folder may have been removed since.
         shown = [*self.plugins, *([USER] if any(info == USER for info, _, _ in self._result("medmllm_tasks")) else [])]
         brought: dict[str, dict[str, list[str]]] = {
-            info.name: {"models": [], "datasets": [], "tasks": [], "probes": [], "attributions": []} for info in shown
+            info.name: {what: [] for what in ("models", "datasets", "tasks", "probes", "attributions", "interventions")}
+            for info in shown
         }
-        for what in ("models", "probes", "attributions"):
+        for what in ("models", "probes", "attributions", "interventions"):
             for name, (_, info) in self._result(f"medmllm_{what}").items():
                 brought[info.name][what].append(name)
         for entry in self.tasks().values():

@@ -242,7 +242,34 @@ class AttributionSpec:
         _check_line("at", self.at)
 
 
-def _check_analysis(spec: ProbeSpec | AttributionSpec) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterventionSpec:
+    """An intervention for ``intervention=NAME`` of a ``med_patch`` task.
+
+    Attributes:
+        name: lower-case letters, digits and underscores.
+        target: ``"package.module:function"``, which takes a ``LoadedModel``, the question, the images of a batch of
+            documents, the labels and the number of blocks between two sites (0 for the default), and returns the label
+            scores of each document by the name of a condition.
+        summary: one line for people.
+        description: follows its name in the methods section of a report.
+        citation: reference for the intervention.
+
+    Raises:
+        OptionError: a value is not of the form above.
+    """
+
+    name: str
+    target: str
+    summary: str
+    description: str = ""
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        _check_analysis(self)
+
+
+def _check_analysis(spec: ProbeSpec | AttributionSpec | InterventionSpec) -> None:
     _check_name(spec.name)
     _check_function("target", spec.target)
     _check_line("summary", spec.summary)

@@ -24,6 +24,7 @@ class PatchOptions:
         tokens: the tokens whose states are put in at a block: ``all``, ``image`` or ``last``.
         interchange: whether states of other documents are put in, too.
         knockout: whether attention to the image is cut, too.
+        interventions: names of plugins' interventions.
 
     Raises:
         OptionError: a value is none of these.
@@ -34,6 +35,7 @@ class PatchOptions:
     tokens: tuple[Tokens, ...] = TOKENS
     interchange: bool = True
     knockout: bool = True
+    interventions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -41,11 +43,17 @@ class PatchOptions:
         if not self.tokens or not set(self.tokens) <= set(TOKENS):
             raise OptionError(f"Expected `tokens` to be some of {list(TOKENS)}, got {list(self.tokens)}.")
 
+    @property
+    def needs_twin(self) -> bool:
+        """Whether nothing is done without a twin."""
+        return not (self.interchange or self.knockout or self.interventions)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return {**asdict(self), "tokens": list(self.tokens)}
+        return {**asdict(self), "tokens": list(self.tokens), "interventions": list(self.interventions)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PatchOptions:
         """Read what :meth:`to_dict` returned."""
-        return cls(**{**values, "tokens": tuple(values["tokens"])})
+        lists = {name: tuple(values[name]) for name in ("tokens", "interventions")}
+        return cls(**{**values, **lists})

@@ -15,6 +15,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.errors import OptionError, shown
+from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.attribution_options import AttributionOptions, Baseline
 from medmllm_plugins.prompts.feature_options import EXTRA, FeatureOptions
 from medmllm_plugins.prompts.patch_options import TOKENS, PatchOptions, Tokens
@@ -165,6 +166,8 @@ class TaskDeclaration(DeclaredModel):
     """Patching tasks: whether states of other documents are put in, too."""
     knockout: Literal["on", "off"] = "on"
     """Patching tasks: whether attention to the image is cut, too."""
+    intervention: Names = ()
+    """Patching tasks: interventions of plugins."""
 
 
 ARGUMENTS: Final = tuple(name for name in TaskDeclaration.model_fields if name != "dataset")
@@ -174,7 +177,7 @@ _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
 _PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "n", "every", "tokens", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-_PATCHED: Final = ("n", "every", "tokens", "interchange", "knockout", "finding")
+_PATCHED: Final = ("n", "every", "tokens", "interchange", "knockout", "intervention", "finding")
 AFTERWARDS: Final = (
     *("anchors", "masked"),
     *(name for name in dict.fromkeys((*_ATTRIBUTING, *_PATCHED)) if name != "finding"),
@@ -343,7 +346,14 @@ def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSetti
         _patch_options(declaration),
         interchange=declaration.interchange == "on",
         knockout=declaration.knockout == "on",
+        interventions=declaration.intervention,
     )
+    known = get_manager().interventions()
+    if unknown := [name for name in options.interventions if name not in known]:
+        raise OptionError(
+            f"Expected `intervention` to be some of {', '.join(known) or 'those of plugins (none is installed)'}, got "
+            f"{', '.join(unknown)}."
+        )
     return dataclasses.replace(settings, finding=finding, patching=options)
 
 

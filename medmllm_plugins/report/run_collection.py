@@ -20,6 +20,7 @@ from medmllm_plugins.report.task_identity import count_shots, question
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_records import AttributionSummary
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
@@ -192,6 +193,10 @@ class DatasetRuns:
     def cut(self) -> list[tuple[TaskResult, Knockout]]:
         """Return the results with attention to the image cut."""
         return [(result, result.task.knockout) for result in self.results if result.task.knockout is not None]
+
+    def intervened(self) -> list[tuple[TaskResult, InterventionResults]]:
+        """Return the results with interventions of plugins."""
+        return [(result, result.task.interventions) for result in self.results if result.task.interventions is not None]
 
     def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
         """Return the results with a semantic mapping."""

@@ -54,6 +54,7 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "patches": patch_tables.patches_table,
     "interchange": patch_tables.interchange_table,
     "knockout": patch_tables.knockout_table,
+    "interventions": patch_tables.interventions_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,
     "mapping": layer_tables.mapping_table,

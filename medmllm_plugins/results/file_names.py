@@ -29,6 +29,8 @@ INTERCHANGE: Final = ".interchange.json"
 INTERCHANGE_POINTS: Final = ".interchange.csv"
 KNOCKOUT: Final = ".knockout.json"
 KNOCKOUT_POINTS: Final = ".knockout.csv"
+INTERVENTIONS: Final = ".interventions.json"
+INTERVENTION_POINTS: Final = ".interventions.csv"
 FOLDS: Final = ".folds.json"
 
 

@@ -20,6 +20,7 @@ from medmllm_plugins.results.attribution_records import CHECKS, AttributionEntry
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES, file_stem
 from medmllm_plugins.results.interchange_files import INTERCHANGE_COLUMNS, interchange_rows
+from medmllm_plugins.results.intervention_files import INTERVENTION_COLUMNS, intervention_rows
 from medmllm_plugins.results.knockout_files import KNOCKOUT_COLUMNS, knockout_rows
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.metric_files import tables
@@ -58,6 +59,7 @@ FRAME_COLUMNS: Final = {
     "patching": ("task", *POINT_COLUMNS),
     "interchange": ("task", *INTERCHANGE_COLUMNS),
     "knockout": ("task", *KNOCKOUT_COLUMNS),
+    "interventions": ("task", *INTERVENTION_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -201,6 +203,17 @@ class Run:
         """What the answers lose if the image is hidden in some layers, a row for each figure."""
         rows = ((task.name, *row) for task in self._run.tasks if task.knockout for row in knockout_rows(task.knockout))
         return _numeric(_frame("knockout", rows), "value", "low", "high")
+
+    @cached_property
+    def interventions(self) -> pd.DataFrame:
+        """What the answers lose under interventions of plugins, a row for each figure."""
+        rows = (
+            (task.name, *row)
+            for task in self._run.tasks
+            if task.interventions
+            for row in intervention_rows(task.interventions)
+        )
+        return _numeric(_frame("interventions", rows), "value", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from medmllm_plugins.results.file_names import (
     FOLDS,
     INDEX,
     INTERCHANGE,
+    INTERVENTIONS,
     KNOCKOUT,
     MANIFEST,
     METRICS,
@@ -38,6 +39,7 @@ from medmllm_plugins.results.file_names import (
     file_stem,
 )
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import Manifest, ModelEntry, SettingsEntry, TaskEntry
 from medmllm_plugins.results.metric_files import check_metrics_version
@@ -101,6 +103,7 @@ class TaskRun:
     patching: TwinPatching | None = None
     interchange: Interchange | None = None
     knockout: Knockout | None = None
+    interventions: InterventionResults | None = None
     missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -287,6 +290,7 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         patching=_patching(folder, stem, name, entry, seal, missing),
         interchange=_experiment(Interchange, folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
         knockout=_experiment(Knockout, folder / f"{stem}{KNOCKOUT}", folder, seal, missing),
+        interventions=_experiment(InterventionResults, folder / f"{stem}{INTERVENTIONS}", folder, seal, missing),
         missing=tuple(missing),
         answers=answers,
     )
@@ -403,7 +407,7 @@ def _patching(
         return None
 
 
-Experiment = TypeVar("Experiment", Interchange, Knockout)
+Experiment = TypeVar("Experiment", Interchange, Knockout, InterventionResults)
 
 
 def _experiment(

@@ -21,6 +21,7 @@ from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.results.attribution_records import AttributionIndex
 from medmllm_plugins.results.feature_store import Header
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.patch_records import TwinPatching
@@ -38,6 +39,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "patching": TwinPatching,
     "interchange": Interchange,
     "knockout": Knockout,
+    "interventions": InterventionResults,
     "folds": FoldManifest,
     "feature_store": Header,
 }

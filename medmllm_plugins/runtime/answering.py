@@ -15,6 +15,7 @@ from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.explaining import AttributionLoop
 from medmllm_plugins.runtime.interchange_loop import InterchangeLoop
+from medmllm_plugins.runtime.intervention_loop import InterventionLoop
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.knockout_loop import KnockoutLoop
 from medmllm_plugins.runtime.patch_loop import PatchLoop
@@ -73,6 +74,7 @@ def answer_requests(
         patching.patch(requests, journal)
         InterchangeLoop(loaded, run, options, answering).exchange(requests, journal)
         KnockoutLoop(loaded, run, options, answering).cut(requests, journal)
+        InterventionLoop(loaded, run, options, answering).intervene(requests, journal)
         attribution.explain(requests, replies)
         run.answered()
     return replies

@@ -55,6 +55,7 @@ class EvaluationRun:
             empty if none is.
         exchanged: by task, what was exchanged between documents.
         cut: by task, the attention that was cut.
+        intervened: by task, the interventions of plugins.
     """
 
     def __init__(self, run_dir: str | Path | None = None, *, in_command: Callable[[], bool] = lambda: False) -> None:
@@ -74,6 +75,7 @@ class EvaluationRun:
         self.patched: dict[str, tuple[Mapping[Any, str], str]] = {}
         self.exchanged: dict[str, Any] = {}
         self.cut: dict[str, Any] = {}
+        self.intervened: dict[str, Any] = {}
         self._journal: Journal | None = None
         self._resumed = False
         self._lock: FolderLock | None = None

@@ -80,7 +80,7 @@ class TaskRequest:
     def needs_twin(self) -> bool:
         """Return whether the task cannot do without a twin, as one can that probes or tries other interventions."""
         options = self.patching
-        return options is not None and self.features is None and not (options.interchange or options.knockout)
+        return options is not None and self.features is None and options.needs_twin
 
     @property
     def needs(self) -> Needs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,21 @@ import pandas as pd
 import pytest
 from host.conftest import PROBE_LIMIT, Evaluated
 from safetensors.torch import load_file, save_file
+from support import plugin_intervention
 from tokenizers import Tokenizer
 
 from medmllm_plugins import Run
 from medmllm_plugins.cli.app import main
-from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.errors import ModelError, OptionError, PluginError
 from medmllm_plugins.models.checkpoint import demo_folder
+from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.runtime import interchange_loop, patch_loop
+from medmllm_plugins.runtime.intervention_loop import check_scores
 
 TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off:knockout=off"
 SITES = ["vision", "connector alone", "connector", *(f"llm.{n:02d}" for n in (2, 5)), "llm.embed", "llm.norm"]
@@ -267,3 +271,54 @@ def test_exchanges_that_were_stopped_go_on(
     assert calls == [8, 8, 8, 8, 8]
     name = f"{EXCHANGED.replace(':', '+')}.interchange.json"
     assert (again.folder / name).read_text("utf-8") == (exchanged.folder / name).read_text("utf-8")
+
+
+@pytest.fixture
+def with_plugin() -> Iterator[None]:
+    """A plugin that brings interventions, registered in process."""
+    manager = get_manager()
+    manager.pluggy.register(plugin_intervention, "of_mine")
+    yield
+    manager.pluggy.unregister(name="of_mine")
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_interventions_of_plugins(evaluate: Callable[..., Evaluated], tmp_path: Path) -> None:
+    task = "med_patch_demo:n=8:every=3:interchange=off:knockout=off:intervention=other_image"
+    run = evaluate(tmp_path, tasks=[task], batch_size=8, limit=160)
+    result = Run(run.folder)
+    assert not result.notes
+    accuracy = result.interventions.query("metric == 'accuracy'").set_index("condition")["value"]
+    assert set(accuracy.index) == {"grey", "turned"} and accuracy["grey"] < 0.5 < accuracy["turned"]
+    lost = result.interventions.query("metric == 'lost' and condition == 'grey'")
+    assert lost["low"].item() > 0.3
+    entry = run.manifest["tasks"][task]["patching"]
+    assert entry["failed"] is None and "other_image: the label scores lose most under 'grey'" in entry["headline"]
+    (dataset,) = collect_runs([run.folder]).datasets
+    assert [row["condition"] for row in build_section(dataset).tables["interventions"].to_dict()["rows"]] == [
+        "grey",
+        "turned",
+    ]
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_a_faulty_intervention_costs_no_answers(evaluate: Callable[..., Evaluated], tmp_path: Path) -> None:
+    task = "med_patch_demo:n=2:interchange=off:knockout=off:intervention=broken"
+    run = evaluate(tmp_path, tasks=[task], batch_size=8, limit=32)
+    assert isinstance(run.values(task)["accuracy,none"], float)
+    failed = run.manifest["tasks"][task]["patching"]["failed"]
+    assert "Intervention broken: expected label scores by condition, 8 rows of 4 finite numbers" in failed
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [None, {}, {"": [(0.0, 1.0)]}, {"x": [(0.0,)]}, {"x": []}, {"x": [(0.0, float("nan"))]}, {1: [(0.0, 1.0)]}],
+)
+def test_what_a_plugin_returns_is_checked(scores: Any) -> None:
+    with pytest.raises(PluginError, match="Intervention mine: expected label scores by condition"):
+        check_scores("mine", scores, 1, 2)
+
+
+def test_an_unknown_intervention_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"Expected `intervention` to be some of .*got nothing_like_it"):
+        task_settings("med_patch_demo:intervention=nothing_like_it")

@@ -118,7 +118,7 @@ def test_whatever_an_import_raises_costs_that_plugin_alone(packages: Packages, n
 
 
 @pytest.mark.parametrize("name", RAISED)
-@pytest.mark.parametrize("hook", ["medmllm_models", "medmllm_tasks", "medmllm_probes", "medmllm_attributions"])
+@pytest.mark.parametrize("hook", ["medmllm_models", "medmllm_tasks", "medmllm_probes", "medmllm_interventions"])
 def test_whatever_a_hook_raises_costs_that_hook_alone(packages: Packages, name: str, hook: str) -> None:
     packages.add("bad", f"{HEAD}@hookimpl\ndef {hook}():\n{indented(RAISED[name])}")
     failure = only(discover())

@@ -256,6 +256,7 @@ def test_describe_is_json_and_tells_what_each_plugin_gives(site: Site) -> None:
         "tasks": ["given_task"],
         "probes": [],
         "attributions": [],
+        "interventions": [],
     }
     assert [failure["stage"] for failure in described["failures"]] == ["import"]
 

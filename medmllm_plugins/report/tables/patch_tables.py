@@ -68,3 +68,14 @@ def knockout_table(dataset: DatasetRuns) -> Table:
             window = point.first if point.first == point.last else f"{point.first} to {point.last}"
             rows.append((result.subject, (window, point.queries, point.accuracy, point.lost, point.log_odds_lost)))
     return model_table(dataset, "knockout", rows)
+
+
+def interventions_table(dataset: DatasetRuns) -> Table:
+    """Tabulate what the answers lose under interventions of plugins."""
+    rows: list[Row] = [
+        (result.subject, (each.name, point.condition, point.accuracy, point.lost, point.log_odds_lost))
+        for result, results in dataset.intervened()
+        for each in results.results
+        for point in each.points
+    ]
+    return model_table(dataset, "interventions", rows)
