@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.harness import Benchmark, Details, Run, Sides, expect
 from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images
 from medmllm_plugins.data.layouts.phantoms import LABELS
+from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, patch_sites, patch_twins
-from medmllm_plugins.models.stages import EMBED, Layer, layers_of, tower_ends
+from medmllm_plugins.models.stages import EMBED, layers_of
 
 NOISE = 0.3
 """Noise on the weights of the second model, in their standard deviations."""
@@ -47,30 +48,28 @@ def plain_hooks(models: Sequence[MeasuredModel], pictures: Sequence[Image], site
     """
     texts: Texts = []
     for recipient, donor in (models, models[::-1]):
-        layers = layers_at(recipient, sites)
-        others = layers_at(donor, sites)
+        modules, others = (modules_at(model, sites) for model in (recipient, donor))
         rows: Texts = [[] for _ in sites]
         for picture in pictures:
             inputs = recipient.loaded.prepare([QUESTION], [picture])
             states: dict[PatchSite, Tensor] = {}
-            handles = [others[site].module.register_forward_hook(_recorder(states, site)) for site in sites]
-            network: Any = donor.loaded.model
-            network(**inputs, use_cache=False)
-            for handle in handles:
-                handle.remove()
+            with ExitStack() as stack:
+                for site in sites:
+                    stack.enter_context(_hooked(others[site], site, _recorder(states, site)))
+                network: Any = donor.loaded.model
+                network(**inputs, use_cache=False)
             image = recipient.loaded.image_positions(inputs)
             for site, row in zip(sites, rows, strict=True):
-                with _replaced(layers[site], states[site], site, image):
+                with _hooked(modules[site], site, _replacer(states[site], site, image)):
                     row.append(generate(recipient, inputs))
         texts += rows
     return texts
 
 
-def layers_at(model: MeasuredModel, sites: Sequence[PatchSite]) -> dict[PatchSite, Layer]:
-    """Return the layer of each site."""
-    named = {layer.name: layer for layer in layers_of(model.loaded)}
-    (end,) = tower_ends(model.loaded)
-    return {site: end if site.layer == "vision" else named[site.layer] for site in sites}
+def modules_at(model: MeasuredModel, sites: Sequence[PatchSite]) -> dict[PatchSite, nn.Module]:
+    """Return the module that is hooked for each site; what the tower gives is hooked where the connector takes it."""
+    named = {layer.name: layer.module for layer in layers_of(model.loaded)}
+    return {site: named["connector" if site.layer == TOWER_END else site.layer] for site in sites}
 
 
 def generate(model: MeasuredModel, inputs: Mapping[str, Tensor]) -> str:
@@ -88,34 +87,44 @@ def generate(model: MeasuredModel, inputs: Mapping[str, Tensor]) -> str:
     return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _recorder(states: dict[PatchSite, Tensor], site: PatchSite) -> Any:
-    def hook(_module: Any, _args: Any, output: Any) -> None:
-        states[site] = output[0] if isinstance(output, tuple) else output
-
-    return hook
-
-
 @contextmanager
-def _replaced(layer: Layer, state: Tensor, site: PatchSite, image: Tensor) -> Iterator[None]:
-    """Replace what a layer returns for the prompt; later passes, of one token each, are left as they are."""
+def _hooked(module: nn.Module, site: PatchSite, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Change what a module returns, or at the end of the tower what the connector takes."""
 
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        own = output[0] if isinstance(output, tuple) else output
-        if own.shape != state.shape:
-            return output
-        new = state
-        if site.layer not in IMAGE_SITES:
-            chosen = image.clone() if site.tokens == "image" else torch.zeros_like(image)
-            if site.tokens == "last":
-                chosen[:, -1] = True
-            new = torch.where(chosen[:, :, None], state, own)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+    def before(_module: Any, args: Any) -> Any:
+        return (change(args[0]), *args[1:])
 
-    handle = layer.module.register_forward_hook(hook)
+    def after(_module: Any, _args: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    at_input = site.layer == TOWER_END
+    handle = module.register_forward_pre_hook(before) if at_input else module.register_forward_hook(after)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _recorder(states: dict[PatchSite, Tensor], site: PatchSite) -> Callable[[Tensor], Tensor]:
+    def record(output: Tensor) -> Tensor:
+        states[site] = output
+        return output
+
+    return record
+
+
+def _replacer(state: Tensor, site: PatchSite, image: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that replaces states of the prompt; later passes, of one token each, are left as they are."""
+    chosen = image.clone() if site.tokens == "image" else torch.zeros_like(image)
+    if site.tokens == "last":
+        chosen[:, -1] = True
+
+    def replace(output: Tensor) -> Tensor:
+        if output.shape != state.shape:
+            return output
+        return state if site.layer in IMAGE_SITES else torch.where(chosen[:, :, None], state, output)
+
+    return replace
 
 
 def check(ours: Texts, baseline: Texts, *, exact: bool) -> Details:
@@ -147,7 +156,7 @@ def setup(run: Run, documents: int) -> Sides:
     sites = [
         site
         for site in patch_sites(model.loaded)
-        if site.layer in ("vision", "connector") or (site.tokens != "all" and site.layer != EMBED)
+        if site.layer in (TOWER_END, CONNECTOR) or (site.tokens != "all" and site.layer != EMBED)
     ]
     pictures = phantom_images(documents)
     return Sides(

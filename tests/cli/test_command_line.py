@@ -226,10 +226,8 @@ def test_plugins(medmllm: Medmllm, install: Callable[[str, str], None], monkeypa
     listing = json.loads(medmllm("plugins", "--json")[1])
     assert set(listing) == {"plugins", "failures", "notices"}
     plugins = {plugin["name"]: plugin for plugin in listing["plugins"]}
-    fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"} | {
-        "probes",
-        "attributions",
-    }
+    fields = {"name", "distribution", "version", "hooks", "disabled", "models", "datasets", "tasks"}
+    fields |= {"probes", "attributions", "interventions"}
     assert all(set(plugin) == fields for plugin in plugins.values())
     assert plugins["giver"]["models"] == ["giver_vl"] and plugins["giver"]["version"] == "3.1"
     assert plugins["unwanted"]["disabled"] and not plugins["giver"]["disabled"]
