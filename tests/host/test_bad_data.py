@@ -151,6 +151,7 @@ def test_masks_are_read_with_the_set_where_they_are_needed(
     assert "_mask.png" in message and "truncated" in message
 
 
+@pytest.mark.slow
 def test_masks_that_cannot_be_read_are_left_out_and_listed(
     evaluate: Callable[..., Any], tmp_path: Path, data_tree: Path, few_checks: None
 ) -> None:

@@ -328,6 +328,7 @@ def test_run_dir_is_obeyed_when_all_answers_are_cached(evaluate: Callable[..., A
     assert [evaluate(tmp_path / "out", **settings).folder.name for _ in range(2)] == ["mine", "mine-2"]
 
 
+@pytest.mark.slow
 def test_every_model_keeps_its_run_dir(task_manager: Any, drawn_once: None, tmp_path: Path) -> None:
     """As in a notebook: models are made first and evaluated later, and again."""
     import lmms_eval.models

@@ -40,6 +40,7 @@ def test_diagnose_gives_the_same_without_a_model(
     assert json.loads((tmp_path / "other" / f"{TASK}.probes.json").read_text())["options"]["width"] == 16
 
 
+@pytest.mark.slow
 def test_a_reference_beside_the_run_judges_the_tower(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

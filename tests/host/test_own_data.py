@@ -108,6 +108,7 @@ def test_a_model_of_volumes_gets_volumes(
     reset()
 
 
+@pytest.mark.slow
 def test_own_images_are_explained(
     evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_checks: None
 ) -> None:

@@ -172,6 +172,7 @@ def test_features_and_answers_are_those_of_the_model_called_plainly(probed: Any)
             assert answers[name] == plain.text.strip()
 
 
+@pytest.mark.slow
 def test_other_batches_give_the_same(probed: Any, evaluate: Callable[..., Any], tmp_path: Path) -> None:
     other = evaluate(tmp_path, tasks=[TASK], batch_size=7, limit=LIMIT)
     first, second = store_of(probed.folder), store_of(other.folder)
@@ -185,6 +186,7 @@ def test_other_batches_give_the_same(probed: Any, evaluate: Callable[..., Any], 
         assert other.values(TASK)[name] == (value if isinstance(value, str) else pytest.approx(value, abs=0.02))
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_and_asks_again_what_has_no_features(
     probed: Any, evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +272,7 @@ def test_anchors_are_asked_in_the_same_run(probed: Any, evaluate: Callable[..., 
     assert left_out == {"results": [], "not_run": dict.fromkeys(("text", "positive"), "switched off (anchors=0)")}
 
 
+@pytest.mark.slow
 def test_anchors_of_a_broken_run_are_those_of_a_whole_one(
     probed: Any, evaluate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +319,7 @@ def test_a_model_of_the_hosts_gets_what_text_allows(
     assert any("expected features of the model's stages, got none" in message for message in warned)
 
 
+@pytest.mark.slow
 def test_answers_of_the_hosts_cache_have_no_features(
     evaluate: Callable[..., Any], tmp_path: Path, warned: list[str]
 ) -> None:

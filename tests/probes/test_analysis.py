@@ -222,6 +222,7 @@ def test_pictures_all_alike_leave_out_the_control_task_alone(make_store: Callabl
     assert "connector" in render(result)
 
 
+@pytest.mark.slow
 def test_the_papers_protocol(make_store: Callable[..., Any]) -> None:
     store, outcomes = make_store((120, 45, 60))
     result = analyse(store, outcomes, Options(protocol="paper", permutations=0, controls=1))

@@ -45,10 +45,10 @@ class OneThread:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(Options(permutations=3, controls=2), marks=pytest.mark.slow),  # fitted in each of the next two too
+        pytest.param(Options(permutations=3, controls=2), marks=pytest.mark.slow),  # fitted in the next one too
         Options(permutations=2, controls=1, width=8),
-        Options(permutations=2, controls=1, repeats=1),
-        Options(protocol="paper", permutations=0, controls=1),
+        pytest.param(Options(permutations=2, controls=1, repeats=1), marks=pytest.mark.slow),
+        pytest.param(Options(protocol="paper", permutations=0, controls=1), marks=pytest.mark.slow),
     ],
     ids=["linear", "projected", "folds", "paper"],
 )

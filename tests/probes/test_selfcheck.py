@@ -227,7 +227,7 @@ PLANTED = [
     (HEALTHY,),
     (Fault("tower_lost", 3),),
     (Fault("labels_permuted", 3),),
-    (Fault("connector_signs", 2),),
+    pytest.param((Fault("connector_signs", 2),), marks=pytest.mark.slow),
     pytest.param((Fault("connector_lost", 3),), marks=pytest.mark.slow),
     pytest.param((Fault("blind", 3),), marks=pytest.mark.slow),
     pytest.param((Fault("tower_lost", 3), Fault("labels_permuted", 3)), marks=pytest.mark.slow),
@@ -271,6 +271,7 @@ def test_a_tag_that_tells_the_class_is_warned_of(bench: FaultBench, folds: tuple
     assert healthy is not None and not healthy.warnings
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_again(bench: FaultBench, trial_of: Callable[[Planned], Trial]) -> None:
     planned = (Fault("labels_permuted", 3),)
     again, first = bench.trial(planned).to_dict(), trial_of(planned).to_dict()

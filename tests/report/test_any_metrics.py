@@ -70,6 +70,7 @@ def write_all(folder: Path) -> None:
     assert collect_notes(gathered) and methods(gathered).text()
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.data())
 def test_any_metrics(made: Path, data: st.DataObject) -> None:

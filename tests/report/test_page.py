@@ -152,6 +152,7 @@ def test_files_beside_the_page(page: Path) -> None:
     assert "[1]" in (beside / "methods.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_cls_toy", outcomes()).probes("med_probe_toy")
     pages = []
