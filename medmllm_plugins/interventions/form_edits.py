@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.model_edits import Change, Edit, seeded_generator
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.stages import replaced_forward
 
 # Features of each row.
 
@@ -209,19 +210,21 @@ def round_weights(name: str, value: Tensor) -> None:
 
 @contextmanager
 def scale_steps(block: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply what a block adds to its input by a factor; 0 skips the block, whose keys and values are still kept."""
+    """Multiply what a block adds to its input by a factor; 0 skips the block, whose keys and values are still kept.
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    Not by a hook, which would run after states that are put in later.
+    """
+    usual = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
         entered: Tensor = args[0] if args else kwargs["hidden_states"]
+        output = usual(*args, **kwargs)
         left = output[0] if isinstance(output, tuple) else output
-        replaced = entered if factor == 0 else entered + factor * (left - entered)
-        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+        scaled = entered if factor == 0 else entered + factor * (left - entered)
+        return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
-    handle = block.register_forward_hook(hook, prepend=True, with_kwargs=True)
-    try:
+    with replaced_forward(block, forward):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
