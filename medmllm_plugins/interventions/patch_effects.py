@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
@@ -37,6 +37,9 @@ MARGIN: Final = 0.03
 HALF: Final = 0.5
 """Share of the difference that a site must restore or break to count."""
 MODULES: Final = ("vision", "connector", "llm")
+STEP: Final = 0.2
+"""Share of the difference that must come in at a stage for it to be named."""
+STAGES: Final = ("vision", "connector", "comprehension", "mapping")
 _WORDS: Final = "mapping"
 
 
@@ -80,7 +83,7 @@ def twin_effects(
                 (_name(point) for point in points if point.direction == direction and _counts(point)),
                 "",
             )
-        stages = _stages(firsts.values())
+        stages = figures.stages()
     return TwinPatching(
         worse=names[0],
         better=names[1],
@@ -199,7 +202,49 @@ class _Figures:
         index = self._column[key] + offset
         return float(self._values[index]), self._resampled[:, index]
 
+    def stages(self) -> tuple[str, ...]:
+        """Return the stages at which the effect rises by at least :data:`STEP`, in either direction.
+
+        What no site restores comes in at the words. In one direction the effect of an earlier fault may hide that of a
+        later one: states put in behind the later one undo both.
+        """
+        named = set()
+        directions: tuple[Direction, ...] = ("restore", "break")
+        for direction in directions:
+            before = (0.0, np.zeros(len(self._resampled)))
+            for stage in STAGES:
+                end = self._end_of(direction, stage)
+                if stage == _WORDS:
+                    after = (1.0, np.ones(len(self._resampled)))
+                elif end is None:
+                    continue
+                else:
+                    after = self._shares(direction, end, 0)
+                rise = estimate(after[0] - before[0], after[1] - before[1], groups=self._groups)
+                if rise.value >= STEP and rise.low > 0:
+                    named.add(stage)
+                before = after
+        return tuple(stage for stage in STAGES if stage in named)
+
+    def _end_of(self, direction: Direction, stage: str) -> PatchSite | None:
+        """Return the last site of a stage, of all tokens or else of the last one; ``None`` without any."""
+        sites = [
+            site
+            for way, site in self._column
+            if way == direction
+            and site is not None
+            and site.layer != CONNECTOR_ALONE
+            and site.tokens != "image"
+            and stage_of(site.layer) == stage
+        ]
+        return sites[-1] if sites else None
+
     def _effect(self, direction: Direction, site: PatchSite, offset: int) -> Estimate:
+        value, drawn = self._shares(direction, site, offset)
+        return estimate(value, drawn, groups=self._groups)
+
+    def _shares(self, direction: Direction, site: PatchSite, offset: int) -> tuple[float, Floats]:
+        """Return the effect of a site, and its resamples."""
         own, other = (self._figure((name, None), offset) for name in _ends(direction))
         patched = self._figure((direction, site), offset)
         whole, drawn_whole = other[0] - own[0], other[1] - own[1]
@@ -207,7 +252,7 @@ class _Figures:
         # Resamples in which the models do not differ, or the other way round, say nothing of a share.
         with np.errstate(divide="ignore", invalid="ignore"):
             drawn = np.where(np.sign(drawn_whole) == np.sign(whole), (patched[1] - own[1]) / drawn_whole, np.nan)
-        return estimate(ratio, drawn, groups=self._groups)
+        return ratio, drawn
 
 
 _COMBINATIONS: Final[Mapping[tuple[bool, ...], _Key]] = {
@@ -248,12 +293,6 @@ def _counts(point: PatchPoint) -> bool:
 
 def _name(point: PatchPoint) -> str:
     return PatchSite(point.layer, cast(Tokens, point.tokens)).name
-
-
-def _stages(sites: Collection[str]) -> tuple[str, ...]:
-    """Return the failure modes of the first restoring and the first breaking site, in the order of the stages."""
-    modes = {stage_of(site) for site in sites}
-    return tuple(mode for mode in ("vision", "connector", "comprehension", _WORDS) if mode in modes)
 
 
 def stage_of(site: str) -> str:
