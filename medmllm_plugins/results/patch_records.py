@@ -92,8 +92,8 @@ class TwinPatching(VersionedRecord):
         points: every site in both directions, in the order in which an image passes them.
         first_restoring: name of the first site whose states restore at least half of the difference; ``""`` for none.
         first_breaking: name of the first site whose states break at least half of it; ``""`` for none.
-        stages: the failure modes at whose stage at least a fifth of the difference comes in, in either direction, in the
-            order of the stages; empty if the models do not differ.
+        stages: the failure modes at whose stage at least a fifth of the difference comes in, in either direction, in
+            the order of the stages; empty if the models do not differ.
         combinations: the answers of all eight combinations of modules.
         shares: the share of each module in the difference.
         warnings: what limits these results.
