@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.host.planned_replies import planned_replies
 from medmllm_plugins.interventions.interchange_effects import headline, interchange_effects
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.results.file_names import file_stem
@@ -29,17 +30,14 @@ def write_interchange_results(content: TaskContent, run: EvaluationRun, folder: 
     """
     name = content.name
     plan: ExchangePlan | None = run.exchanged.get(name)
-    if plan is None:
-        raise DataError(
-            f"{name}: expected a model of this package, which puts states of other documents in, got answers alone. "
-            "If they came from the host's cache, run again without --use_cache."
-        )
-    replies = run.replies(plan.names)
-    if plan.failure or len(replies) < len(plan.names):
-        raise DataError(
-            f"{name}: expected scores with states of other documents, got none of some: "
-            f"{plan.failure or 'a process stopped'}. Start the same command again to continue."
-        )
+    replies = planned_replies(
+        name,
+        run,
+        plan,
+        ability="puts states of other documents in",
+        replies="scores with states of other documents",
+    )
+    assert plan is not None, "its absence is an error above"
     if not plan.donors:
         raise DataError(
             f"{name}: expected documents of other groups whose images give the same grid of tokens, got none for any "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.host.planned_replies import classes_and_groups, planned_replies
 from medmllm_plugins.interventions.paired_losses import paired_losses
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_content import TaskContent
@@ -25,21 +26,16 @@ def write_intervention_results(content: TaskContent, run: EvaluationRun, folder:
         DataError: some scores are missing.
     """
     plan: InterventionPlan | None = run.intervened.get(content.name)
-    if plan is None:
-        raise DataError(
-            f"{content.name}: expected a model of this package, which plugins can intervene in, got answers alone. "
-            "If they came from the host's cache, run again without --use_cache."
-        )
-    replies = run.replies(plan.names)
-    if plan.failure or len(replies) < len(plan.names):
-        raise DataError(
-            f"{content.name}: expected scores under all interventions, got none of some: "
-            f"{plan.failure or 'a process stopped'}. Start the same command again to continue."
-        )
+    replies = planned_replies(
+        content.name,
+        run,
+        plan,
+        ability="plugins can intervene in",
+        replies="scores under all interventions",
+    )
+    assert plan is not None, "its absence is an error above"
     rows = [content.row_list[index] for index in content.patched_rows]
-    classes = list(content.question(rows[0]).classes)
-    truth = np.array([classes.index(row["label"]) for row in rows], dtype=np.intp)
-    group = np.unique([row["group"] for row in rows], return_inverse=True)[1].astype(np.intp)
+    truth, group = classes_and_groups(content, rows)
     declared = get_manager().interventions()
     scores: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     for name in dict.fromkeys(key.name for key in plan.names):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.host.planned_replies import classes_and_groups, planned_replies
 from medmllm_plugins.interventions.knockout_effects import headline, knockout_effects
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.results.file_names import file_stem
@@ -24,21 +22,16 @@ def write_knockout_results(content: TaskContent, run: EvaluationRun, folder: Pat
         DataError: some scores are missing.
     """
     plan: CutPlan | None = run.cut.get(content.name)
-    if plan is None:
-        raise DataError(
-            f"{content.name}: expected a model of this package, which cuts attention to the image, got answers alone. "
-            "If they came from the host's cache, run again without --use_cache."
-        )
-    replies = run.replies(plan.names)
-    if plan.failure or len(replies) < len(plan.names):
-        raise DataError(
-            f"{content.name}: expected scores with attention to the image cut, got none of some: "
-            f"{plan.failure or 'a process stopped'}. Start the same command again to continue."
-        )
+    replies = planned_replies(
+        content.name,
+        run,
+        plan,
+        ability="cuts attention to the image",
+        replies="scores with attention to the image cut",
+    )
+    assert plan is not None, "its absence is an error above"
     rows = [content.row_list[index] for index in content.patched_rows]
-    classes = list(content.question(rows[0]).classes)
-    truth = np.array([classes.index(row["label"]) for row in rows], dtype=np.intp)
-    group = np.unique([row["group"] for row in rows], return_inverse=True)[1].astype(np.intp)
+    truth, group = classes_and_groups(content, rows)
     scores = {
         condition: [replies[CutKey(row["document"], condition)].scores or () for row in rows]
         for condition in dict.fromkeys(key.condition for key in plan.names)

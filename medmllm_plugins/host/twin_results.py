@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from medmllm_plugins.errors import DataError
+from medmllm_plugins.host.planned_replies import classes_and_groups
 from medmllm_plugins.interventions.patch_effects import twin_effects
 from medmllm_plugins.interventions.patch_summary import headline
 from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer
@@ -37,8 +38,7 @@ class TwinResults:
         """
         sides = self._sides(*self._replies())
         classes = list(self._content.question(self._rows[0]).classes)
-        truth = np.array([classes.index(row["label"]) for row in self._rows], dtype=np.intp)
-        group = np.unique([row["group"] for row in self._rows], return_inverse=True)[1].astype(np.intp)
+        truth, group = classes_and_groups(self._content, self._rows)
 
         def read(text: str) -> int:
             label = self._content.read_answer(self._rows[0], text).label
