@@ -34,7 +34,7 @@ class PatchingTask(ClassificationTask):
 
 @dataclass(frozen=True, slots=True)
 class Interventions:
-    """What a patching task found out.
+    """The results of a patching task.
 
     Attributes:
         twin: the result of twin patching; ``None`` without a twin.

@@ -110,7 +110,7 @@ def headline(result: Interchange) -> str:
     if not result.n:
         return "No document has donors of another and of the same class with as many image tokens."
     if all(math.isnan(point.effect.value) for point in result.points):
-        return "The label scores do not tell documents of two classes apart, so there is no distance to move along."
+        return "The label scores do not separate documents of two classes, so an effect has no scale."
     if not result.image_until and not result.last_from:
         return (
             f"States of {result.n} documents of another class move the answers no more than controls do, at any layer."

@@ -144,7 +144,7 @@ def test_without_a_distance_between_classes_there_is_no_effect() -> None:
     result = interchange_effects(
         made_up(margins), np.zeros(40, dtype=np.intp), np.ones(40, dtype=np.intp), np.arange(40)
     )
-    assert np.isnan(result.points[0].effect.value) and "do not tell documents of two classes apart" in headline(result)
+    assert np.isnan(result.points[0].effect.value) and "do not separate documents of two classes" in headline(result)
 
 
 def test_the_demo_reads_the_image_early_and_carries_the_class_in_the_last_token() -> None:
