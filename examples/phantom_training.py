@@ -361,10 +361,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean loss on the answers' tokens, and which of B answers are correct, (B,), bool."""
-    logits = model(**inputs, use_cache=False, logits_to_keep=targets.shape[1]).logits
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-    return loss, ((logits.argmax(-1) == targets) | (targets == -100)).all(-1)
+    """Return the mean loss on the answers' tokens, and which of B rows have all of them correct, (B,), bool."""
+    states = model.model(**inputs, use_cache=False).last_hidden_state
+    rows, columns = (targets != -100).nonzero(as_tuple=True)
+    # Logits of the other positions would take a tenth of the time.
+    logits, wanted = model.lm_head(states[rows, columns]), targets[rows, columns]
+    wrong = torch.zeros(len(targets)).index_add(0, rows, (logits.argmax(-1) != wanted).float())
+    return nn.functional.cross_entropy(logits, wanted), wrong == 0
 
 
 class Log:

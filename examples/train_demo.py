@@ -17,8 +17,8 @@ of them classification; the second and the third come three times:
 The weights that are written are a mean of those after the last two rounds (stochastic weight averaging: Izmailov et al.
 2018, arXiv 1803.05407), which answers more questions correctly than either.
 
-The weights in the package were trained in these stages round by round, with slightly other numbers of steps (450, 400
-and 400 of the second stage, 240, 300 and 300 of the third) and more questions about the number of squares in the last
+The weights in the package were trained in these stages round by round, with other numbers of steps (450, 400 and
+400 of the second stage, 240, 300 and 300 of the third) and more questions about the number of squares in the last
 round.
 
 The phantom patients are in no fold of the data set. The seed fixes everything except the order in which a machine sums
@@ -76,7 +76,7 @@ from medmllm_plugins.prompts.wording import closed_set
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
 VOCABULARY = 960
 # Steps for tower and connector, for findings in words, and for all parts.
-STEPS = (420, 150, 280)
+STEPS = (400, 140, 270)
 # Highest rates: for tower and connector in each round, and for the language model and all parts.
 TOWER_RATES = (0.01, 0.008, 0.006)
 RATE = 0.006

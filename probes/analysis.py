@@ -139,7 +139,7 @@ def analyse(
         points=points,
         best=best,
         tied=tied,
-        health=_feature_health(fitted, figures, store.header.layers),
+        health=_feature_health(fitted, labelled, figures, store.header.layers),
         mapping=mapping,
         anchors=anchors,
         patching=patching,
@@ -181,7 +181,7 @@ def _repeated_accuracies(
 
 
 def _feature_health(
-    fitted: ProbePredictions, figures: BootstrapFigures, layers: Sequence[StoredLayer]
+    fitted: ProbePredictions, labelled: LabelledFeatures, figures: BootstrapFigures, layers: Sequence[StoredLayer]
 ) -> tuple[FeatureHealth, ...]:
     """Return the scores of the modules whose layers were all fitted; a part of the layers has another score."""
     curves = []
@@ -194,18 +194,15 @@ def _feature_health(
         ]
         if not sites or min(sites) < 0:
             continue
-        accuracies = np.clip(figures.values["probe"][sites], 0, 1)
-        parts = health(accuracies)
+        correct = (fitted.test[sites] == labelled.of("test")).astype(np.float64)
+        parts = health(correct.mean(1))
         curves.append(
             FeatureHealth(
                 module=module,
                 pooling=pooling,
                 layers=tuple(fitted.sites[index].layer for index in sites),
                 score=health_estimate(
-                    accuracies,
-                    np.clip(figures.resampled["probe"][:, sites], 0, 1),
-                    inflation=figures.inflation["probe"][sites],
-                    groups=figures.effective_groups,
+                    correct, np.clip(figures.resampled["probe"][:, sites], 0, 1), labelled.groups_of("test")
                 ),
                 growth=parts.growth,
                 volatility=parts.volatility,

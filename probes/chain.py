@@ -50,6 +50,7 @@ class Evidence:
         rising: whether the learning curve rises significantly.
         balanced: balanced accuracy.
         bits: usable information, in bits per document.
+        correct: (t,) 1 for each test document that is classified correctly, else 0.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Evidence:
     rising: bool
     balanced: Figure
     bits: Figure
+    correct: Floats
 
     def loss_to(self, after: Evidence) -> Figure:
         """Return the accuracy lost from here to later evidence, as far as learning curves do not explain it.
@@ -82,6 +84,7 @@ class Chain:
         credited: tower, connector and LLM as credited, and the answers. Accuracies never rise along it.
         bits: the usable information of these four; it never rises either.
         control: the best control features.
+        group: (t,) index of the group of each test document.
         groups: number of groups in the test fold.
         effective_groups: number of groups of equal size that vary as much.
         answer_p: p-value of the answers by permutation of the test labels.
@@ -93,6 +96,7 @@ class Chain:
     bits: tuple[Figure, Figure, Figure, Figure]
     control: Evidence
     majority: Evidence
+    group: Ints
     groups: int
     effective_groups: float
     answer_p: float
@@ -143,7 +147,8 @@ def build_chain(
                 accuracy, limit = (figure.shifted(change, figure.value) for figure in (accuracy, limit))
                 balanced = balanced.shifted(balanced_change, balanced.value)
                 information = information.shifted(bits_change, information.value)
-        return Evidence(name, accuracy, limit, rising, balanced, information)
+        correct = (everything[name].predicted == truth).astype(np.float64)
+        return Evidence(name, accuracy, limit, rising, balanced, information, correct)
 
     majority, answer = evidence(MAJORITY), evidence(ANSWER)
 
@@ -166,6 +171,7 @@ def build_chain(
         bits=(information[3], information[2], information[1], information[0]),
         control=shown(fits.chosen.control),
         majority=majority,
+        group=labelled.groups_of("test"),
         groups=figures.groups,
         effective_groups=figures.effective_groups,
         answer_p=float(p[ANSWER]),

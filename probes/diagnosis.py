@@ -22,7 +22,8 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, estimate, paired_difference, simultaneous_bounds
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, estimate, simultaneous_bounds
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.probes.chain import Chain, Evidence
 from medmllm_plugins.probes.conclusion import Circumstances, conclude
 from medmllm_plugins.probes.curves import Figure, share_estimate
@@ -172,7 +173,7 @@ def _probabilities(figures: Sequence[Figure], unknown: float, groups: float) -> 
 def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: float, chain: Chain) -> Effect:
     if loss.before is None:
         return Effect(mode=loss.mode, loss=UNKNOWN, why=loss.reason_unknown, after=loss.after.name)
-    interval = _loss_interval(figure, loss, chain.effective_groups)
+    interval = _loss_interval(figure, loss, chain)
     verdict, why = judge_loss(interval, simultaneous_low, chain.effective_groups)
     if loss.mode == "vision" and verdict == "ruled out":
         if not is_informative(loss.before, chain):
@@ -193,7 +194,7 @@ def _effect(loss: _Loss, figure: Figure, simultaneous_low: float, probability: f
     )
 
 
-def _loss_interval(figure: Figure, loss: _Loss, groups: float) -> Estimate:
+def _loss_interval(figure: Figure, loss: _Loss, chain: Chain) -> Estimate:
     """Return a loss with its interval.
 
     It covers that of the resampled loss and that of a paired difference of shares, which has a width also where the two
@@ -201,9 +202,13 @@ def _loss_interval(figure: Figure, loss: _Loss, groups: float) -> Estimate:
     stage's own end.
     """
     assert loss.before is not None
-    shares = [share_estimate(evidence.accuracy, groups) for evidence in (loss.before, loss.after)]
-    resampled = loss.before.accuracy.resampled, loss.after.accuracy.resampled
-    intervals = [_difference(figure, groups), paired_difference(shares[0], shares[1], resampled)]
+    groups = chain.effective_groups
+    plain = loss.before.accuracy - loss.after.accuracy
+    rows = loss.before.correct - loss.after.correct
+    intervals = [
+        _difference(figure, groups),
+        paired_difference(rows, plain.resampled, chain.group, value=plain.value),
+    ]
     ends = [*intervals] if loss.own is None else [*intervals, _difference(loss.own, groups)]
     return Estimate(figure.value, min(part.low for part in intervals), max(part.high for part in ends))
 

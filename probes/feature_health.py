@@ -10,11 +10,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.intervals import LEVEL, SHARE, Estimate, estimate, paired_difference
+from medmllm_plugins.metrics.classification import Floats, Ints
+from medmllm_plugins.metrics.intervals import (
+    NO_VARIANCE,
+    SHARE,
+    Estimate,
+    critical_t,
+    effective_groups,
+    estimate,
+    size_inflation,
+)
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.utils.record import Record
 
 DECAY = 0.2
@@ -66,58 +74,77 @@ def health_score(accuracies: Floats, decay: float = DECAY) -> Floats:
     return _score(_checked(accuracies, decay), decay)
 
 
-def health_estimate(accuracies: Floats, resampled: Floats, *, inflation: Floats, groups: float) -> Estimate:
+def health_estimate(correct: Floats, resampled: Floats, group: Ints) -> Estimate:
     """Score one curve, with its 95% interval.
 
     Noise adds changes between layers and lowers the minimum, so the score is biased. The bias depends on how much of
-    the observed curve is noise, so it is computed for two curves from the same deviations: the observed one, and a
-    straight line between its ends. The interval extends from the lowest to the highest of the observed score and the
-    two corrected ones.
+    the observed curve is noise. Its changes are therefore compared with those of the resamples around their mean: what
+    exceeds them is true, and the rest is removed by shrinking the curve towards the straight line between its ends. The
+    bias is that of noise around the shrunk curve. How much is noise is known to one standard error, so the interval
+    extends from the lowest to the highest of the observed score and the two corrected ones.
 
-    A curve near 100% hardly varies over the resamples. Both sides are therefore at least as long as what Wilson's
-    interval of the last accuracy and Newcombe's interval of its difference to the first one change the score.
-    docs/diagnosis.md has the coverage in simulations.
+    A curve near 100% hardly varies over the resamples. The lower side is therefore at least as long as what Wilson's
+    interval of the last accuracy changes the score, and the upper side as what the interval of the last accuracy minus
+    the first does. docs/diagnosis.md has the coverage in simulations.
 
     Args:
-        accuracies: (n,) float64 between 0 and 1, layers in order.
-        resampled: (B, n) the same on B resamples of groups.
-        inflation: (n,) factors of the variances, see :func:`~medmllm_plugins.metrics.intervals.size_inflation`.
-        groups: number of groups, see :func:`~medmllm_plugins.metrics.intervals.effective_groups`.
+        correct: (n, t) float64, 1 where the probe of a layer is correct for a test document, else 0; layers in order.
+        resampled: (B, n) accuracies on B resamples of groups.
+        group: (t,) index of each document's group.
 
     Returns:
         The ends are NaN with one group, and where an accuracy is 0.
     """
-    curve, value = np.asarray(accuracies, dtype=np.float64), float(health_score(accuracies))
-    first, last = (
-        estimate(float(curve[layer]), resampled[:, layer], groups=groups, bounds=SHARE, inflation=inflation[layer])
-        for layer in (0, -1)
-    )
+    curve, groups, inflation = correct.mean(1), effective_groups(group), size_inflation(correct, group)
+    value = float(health_score(curve))
+    last = estimate(float(curve[-1]), resampled[:, -1], groups=groups, bounds=SHARE, inflation=float(inflation[-1]))
     if len(curve) == 1:
         return last
     if groups <= 1 or math.isnan(value) or curve.min() == 0:
         return Estimate(value, math.nan, math.nan)
     deviations = (resampled - resampled.mean(0)) * math.sqrt(groups / (groups - 1) * float(np.median(inflation)))
     centres, errors = [value], []
-    for centre in (curve, np.linspace(curve[0], curve[-1], len(curve))):
+    for centre in _without_noise(curve, deviations):
         scores = _score(centre + deviations, DECAY)
         scores = scores[~np.isnan(scores)]
         centres.append(value - float(scores.mean() - _score(centre, DECAY)))
         errors.append(float(scores.std()))
+    gain = paired_difference(correct[-1] - correct[0], resampled[:, -1] - resampled[:, 0], group)
     _, growth, volatility, end = _parts(curve, DECAY)
+    t = critical_t(groups)
+
+    def distance(slope: float, side: float, noise: Floats) -> float:
+        """Return the length of a side: that of the score, and what resampling misses of one of its parts."""
+        missed = max(0.0, side**2 - (t * float(noise.std())) ** 2)
+        return math.sqrt((t * max(errors)) ** 2 + slope**2 * missed)
+
     # By how much the score changes with the last accuracy if the others change in proportion, and if they do not.
-    slope, slope_of_gain = float((1 + growth) * volatility), float(volatility * end / curve[0])
-    gain = paired_difference(last, first, (resampled[:, -1], resampled[:, 0]))
-    t = float(stdtrit(groups - 1, 1 - (1 - LEVEL) / 2))
-    margin = t * max(errors)
-    plain = t * float(deviations[:, -1].std()), t * float((deviations[:, -1] - deviations[:, 0]).std())
-
-    def distance(of_last: float, of_gain: float) -> float:
-        excess = max(0.0, of_last**2 - plain[0] ** 2), max(0.0, of_gain**2 - plain[1] ** 2)
-        return math.sqrt(margin**2 + slope**2 * excess[0] + slope_of_gain**2 * excess[1])
-
-    below = distance(last.value - last.low, gain.value - gain.low)
-    above = distance(last.high - last.value, gain.high - gain.value)
+    below = distance(float((1 + growth) * volatility), last.value - last.low, deviations[:, -1])
+    above = distance(float(volatility * end / curve[0]), gain.high - gain.value, deviations[:, -1] - deviations[:, 0])
     return Estimate(value, min(centres) - below, max(centres) + above)
+
+
+def _without_noise(curve: Floats, deviations: Floats) -> tuple[Floats, Floats]:
+    """Shrink a curve towards the straight line between its ends, as far as its changes are noise.
+
+    Args:
+        curve: (n,) accuracies, n of at least 2.
+        deviations: (B, n) noise of the curve.
+
+    Returns:
+        The curve if the noise is one standard error larger than expected, and if it is one smaller, (n,) each.
+    """
+    line = np.linspace(curve[0], curve[-1], len(curve))
+    slopes = (deviations[:, -1:] - deviations[:, :1]) / (len(curve) - 1)
+    noise = ((np.diff(deviations, axis=1) - slopes) ** 2).sum(1)
+    observed = float((np.diff(curve - line) ** 2).sum())
+
+    def shrunk(expected: float) -> Floats:
+        share = 1 - expected / observed if observed > NO_VARIANCE else 0.0
+        result: Floats = line + math.sqrt(max(0.0, share)) * (curve - line)
+        return result
+
+    return shrunk(float(noise.mean() + noise.std())), shrunk(max(0.0, float(noise.mean() - noise.std())))
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:

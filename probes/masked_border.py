@@ -19,10 +19,10 @@ from medmllm_plugins.metrics.intervals import (
     bootstrap,
     effective_groups,
     estimate,
-    paired_difference,
     size_inflation,
 )
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.probes.fitting import Site, fit_probes
 from medmllm_plugins.probes.labelled_features import LabelledFeatures
 from medmllm_plugins.probes.probe_options import Options
@@ -113,5 +113,5 @@ def _compare(layer: str, pooling: str, hits: Floats, group: Ints, seed: int) -> 
         groups=int(group.max()) + 1,
         shown=shown,
         masked=masked,
-        drop=paired_difference(shown, masked, (resampled["accuracy"][:, 0], resampled["accuracy"][:, 1])),
+        drop=paired_difference(hits[0] - hits[1], resampled["accuracy"] @ (1.0, -1.0), group),
     )

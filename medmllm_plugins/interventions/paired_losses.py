@@ -17,8 +17,8 @@ from medmllm_plugins.metrics.intervals import (
     bootstrap,
     effective_groups,
     estimate,
-    paired_difference,
 )
+from medmllm_plugins.metrics.paired_difference import paired_difference
 
 Condition = TypeVar("Condition", bound=Hashable)
 Rows = Sequence[tuple[float, ...]]
@@ -76,7 +76,7 @@ def paired_losses(
         left, odds = accuracy(index), 2 * index + 1
         losses[condition] = PairedLoss(
             accuracy=left,
-            lost=paired_difference(whole, left, (drawn[:, 0], drawn[:, 2 * index])),
+            lost=paired_difference(rows[0] - rows[2 * index], drawn[:, 0] - drawn[:, 2 * index], group),
             log_odds_lost=estimate(float(means[1] - means[odds]), drawn[:, 1] - drawn[:, odds], groups=groups),
         )
     return whole, losses

@@ -21,8 +21,8 @@ from medmllm_plugins.metrics.intervals import (
     bootstrap,
     effective_groups,
     estimate,
-    paired_difference,
 )
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.prompts.patch_options import Tokens
 from medmllm_plugins.results.patch_records import (
     Direction,
@@ -117,7 +117,7 @@ class _Figures:
     """Accuracies and mean log-odds with their bootstrap resamples, all on the same ones."""
 
     def __init__(self, rows: Mapping[_Key, _Row], group: Ints, seed: int) -> None:
-        self._rows, self._groups = rows, effective_groups(group)
+        self._rows, self._group, self._groups = rows, group, effective_groups(group)
         self._column = {key: 2 * number for number, key in enumerate(rows)}
         stacked = np.stack([part for row in rows.values() for part in (row.hits, row.odds)])
         values, resampled = bootstrap(
@@ -136,8 +136,10 @@ class _Figures:
 
     def difference(self) -> Estimate:
         """Return the accuracy of the better model minus that of the worse one."""
-        drawn = self._figure(("break", None), 0)[1], self._figure(("restore", None), 0)[1]
-        return paired_difference(self.accuracy("break", None), self.accuracy("restore", None), drawn)
+        better: _Key = ("break", None)
+        worse: _Key = ("restore", None)
+        rows = self._rows[better].hits - self._rows[worse].hits
+        return paired_difference(rows, self._figure(better, 0)[1] - self._figure(worse, 0)[1], self._group)
 
     def point(self, direction: Direction, site: PatchSite) -> PatchPoint:
         """Return the effects of one site."""

@@ -32,7 +32,8 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 """Lowest and highest value of metrics that have Wilson's interval."""
 RANGES: Final[Mapping[str, tuple[float, float]]] = {"ece": SHARE, "brier": (0.0, 2.0), "spread": (0.0, 0.5)}
 """Lowest and highest value of further metrics."""
-_NO_VARIANCE: Final = 1e-12
+NO_VARIANCE: Final = 1e-12
+"""Variances of shares up to this are rounding."""
 _LARGEST_BIAS: Final = 1 / (math.sqrt(2) - 1)
 """Bias of a sum of absolute changes that are noise alone, in units of its change by resampling."""
 _FEW_GROUPS: Final = 4
@@ -198,8 +199,8 @@ def estimate(
     defined = resampled[~np.isnan(resampled)]
     if groups <= 1 or math.isnan(value) or not defined.size:
         return Estimate(float(value), math.nan, math.nan)
-    variance = inflation * float(defined.var()) * _resampling_factor(groups)
-    t = _quantile_of_t(groups, 1 - (1 - LEVEL) / 2)
+    variance = inflation * float(defined.var()) * resampling_factor(groups)
+    t = critical_t(groups)
     if bounds is None:
         bias = float(defined.mean()) - value
         centres = (value - bias, value - _LARGEST_BIAS * bias)
@@ -208,50 +209,12 @@ def estimate(
     width = bounds[1] - bounds[0]
     share = min(1.0, max(0.0, (value - bounds[0]) / width))
     variance /= width**2
-    size = share * (1 - share) / variance if variance > _NO_VARIANCE and 0 < share < 1 else float(groups)
+    size = share * (1 - share) / variance if variance > NO_VARIANCE and 0 < share < 1 else float(groups)
     centre = (share + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
     # Rounding must not push an end past the value at the end of the range.
     low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
     return Estimate(float(value), bounds[0] + width * low, bounds[0] + width * high)
-
-
-def paired_difference(first: Estimate, second: Estimate, resampled: tuple[Floats, Floats]) -> Estimate:
-    """Return the difference of two shares of the same documents, first minus second, with its interval.
-
-    The interval combines the distances from each share to the ends of its own interval, with the correlation of the two
-    over the resamples; so it has a width where the two never or always differ in the same way. Correlations above zero
-    are lowered by what half a document that only one side has correct changes.
-
-    Sources: Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-    data", 1998, method 10; Zou and Donner, "Construction of confidence limits about effect measures", 2008.
-
-    Args:
-        first: a share, such as an accuracy, with the interval of :func:`estimate`.
-        second: another one.
-        resampled: both on the same resamples, (B,) each.
-    """
-    difference = first.value - second.value
-    if math.isnan(first.low) or math.isnan(second.low):
-        return Estimate(difference, math.nan, math.nan)
-    defined = ~np.isnan(resampled[0] + resampled[1])
-    deviations = [values[defined] - values[defined].mean() for values in resampled]
-    variances = [float((values**2).mean()) for values in deviations]
-    correlation = 0.0
-    if min(variances) > _NO_VARIANCE:
-        correlation = float((deviations[0] * deviations[1]).mean()) / math.sqrt(variances[0] * variances[1])
-        spreads = [share.value * (1 - share.value) for share in (first, second)]
-        # Half a document over the product of the standard deviations; the effective size is spread over variance.
-        documents = min(spread / variance for spread, variance in zip(spreads, variances, strict=True))
-        half = 0.5 / (documents * math.sqrt(spreads[0] * spreads[1])) if min(spreads) > 0 else math.inf
-        correlation = correlation if correlation < 0 else max(0.0, correlation - half)
-
-    def distance(one_end: float, other_end: float) -> float:
-        return math.sqrt(max(0.0, one_end**2 + other_end**2 - 2 * correlation * one_end * other_end))
-
-    below = distance(first.value - first.low, second.high - second.value)
-    above = distance(first.high - first.value, second.value - second.low)
-    return Estimate(difference, difference - below, difference + above)
 
 
 def size_inflation(rows: Floats, group: Ints) -> Floats:
@@ -268,7 +231,8 @@ def size_inflation(rows: Floats, group: Ints) -> Floats:
     Source: Fleiss and Cuzick, "The reliability of dichotomous judgments: unequal numbers of judges per subject", 1979.
 
     Args:
-        rows: (..., n) values of the documents, such as 1 for a correct answer and 0 for a wrong one.
+        rows: (..., n) values of the documents, such as 1 for a correct answer and 0 for a wrong one, or differences of
+            such values.
         group: (n,) index of each document's group.
 
     Returns:
@@ -284,10 +248,10 @@ def size_inflation(rows: Floats, group: Ints) -> Floats:
         flat = values.reshape(-1, len(group))
         return np.array([np.bincount(group, row, groups) for row in flat]).reshape(*rows.shape[:-1], groups)
 
-    sums, positive = by_group(deviations), by_group(rows)
+    sums, positive = by_group(deviations), by_group(np.abs(rows))
     variance = (deviations**2).mean(-1)
     between = (sums**2).sum(-1) / n**2
-    varies = (variance > _NO_VARIANCE) & (between > _NO_VARIANCE)
+    varies = (variance > NO_VARIANCE) & (between > NO_VARIANCE)
     spread = np.where(varies, variance, 1.0)
     correlation = ((sums**2 / sizes).sum(-1) / spread - groups) / max(n - groups, 1.0)
     rarer = np.minimum((positive > 0).sum(-1), (positive < sizes).sum(-1))
@@ -298,9 +262,14 @@ def size_inflation(rows: Floats, group: Ints) -> Floats:
     return inflation
 
 
-def _resampling_factor(groups: float) -> float:
+def resampling_factor(groups: float) -> float:
     """Return by what to multiply a variance over resamples of G groups, which is (G - 1) / G of that of samples."""
     return groups / max(groups - 1, 1.0)
+
+
+def critical_t(groups: float) -> float:
+    """Return how many standard errors a two-sided 95% interval extends, by Student's t for the number of groups."""
+    return _quantile_of_t(groups, 1 - (1 - LEVEL) / 2)
 
 
 def _quantile_of_t(groups: float, probability: float) -> float:
@@ -341,14 +310,14 @@ def simultaneous_bounds(values: Floats, resampled: Floats, *, groups: float) -> 
         return SimultaneousBounds(unknown, unknown, math.nan)
     deviations = resampled - resampled.mean(0)
     errors: Floats = np.sqrt((deviations**2).mean(0))
-    errors[errors**2 <= _NO_VARIANCE] = 0.0
+    errors[errors**2 <= NO_VARIANCE] = 0.0
     scaled = deviations[:, errors > 0] / errors[errors > 0]
     if not scaled.size:
         return SimultaneousBounds(values, values, 0.0)
     # Both directions are pooled, so that the bounds of negated figures are the negated bounds.
     largest = np.concatenate([scaled.max(1), -scaled.min(1)])
     critical = _quantile_of_t(groups, float(ndtr(np.quantile(largest, LEVEL))))
-    margin = critical * errors * math.sqrt(_resampling_factor(groups))
+    margin = critical * errors * math.sqrt(resampling_factor(groups))
     return SimultaneousBounds(values - margin, values + margin, critical)
 
 

@@ -12,17 +12,13 @@ import numpy as np
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
     RESAMPLES,
-    SHARE,
     UNKNOWN,
     Estimate,
     bootstrap,
-    effective_groups,
-    estimate,
     known,
-    paired_difference,
-    size_inflation,
 )
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 
 Key: TypeAlias = tuple[str, str, str]
@@ -67,14 +63,12 @@ def paired_differences(pairs: Mapping[str, Pair]) -> dict[str, PairedDifference]
         _, group = np.unique([group_of[key] for key in shared], return_inverse=True)
         rows: Floats = np.array([[side[key] for key in shared] for name in names for side in pairs[name][:2]])
         values, resampled = _resample(rows, group)
-        shares = [
-            estimate(float(value), column, groups=effective_groups(group), bounds=SHARE, inflation=float(inflation))
-            for value, column, inflation in zip(values, resampled.T, size_inflation(rows, group), strict=True)
-        ]
         for index, name in enumerate(names):
-            former, latter = shares[2 * index : 2 * index + 2]
-            difference = paired_difference(former, latter, (resampled[:, 2 * index], resampled[:, 2 * index + 1]))
-            differences[name] = difference, latter.value, len(shared)
+            former, latter = 2 * index, 2 * index + 1
+            difference = paired_difference(
+                rows[former] - rows[latter], resampled[:, former] - resampled[:, latter], group
+            )
+            differences[name] = difference, float(values[latter]), len(shared)
     return differences
 
 

@@ -18,16 +18,12 @@ from medmllm_plugins.errors import DataError, shown
 from medmllm_plugins.metrics.classification import Floats, Ints, Weights, balanced_accuracy
 from medmllm_plugins.metrics.intervals import (
     RESAMPLES,
-    SHARE,
     Estimate,
     bootstrap,
-    effective_groups,
-    estimate,
-    paired_difference,
-    size_inflation,
 )
 from medmllm_plugins.metrics.outcome_arrays import Tables
 from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.metrics.readability import unreadable_outcomes
 from medmllm_plugins.results.manifest import TaskEntry
 from medmllm_plugins.results.outcome_files import load_run
@@ -162,15 +158,14 @@ def compare(
         balanced = np.array([balanced_accuracy(table(weights)) for table in tables])
         return {"accuracy": (correct @ weights / weights.sum(0)).T, "balanced": balanced.T}
 
-    values, resampled = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=len(labels) ** 2)
-    inflations = size_inflation(correct, group)
+    _, resampled = bootstrap(evaluate, group, resamples=resamples, seed=seed, cells=len(labels) ** 2)
+    # The weights with which the mean is the balanced accuracy: every class has the same share.
+    counts = np.bincount(truth)
+    weights_of = {"accuracy": np.ones(len(truth)), "balanced": (len(truth) / (len(labels) * counts))[truth]}
 
     def second_minus_first(name: str) -> Estimate:
-        first, second = (
-            estimate(float(value), column, groups=effective_groups(group), bounds=SHARE, inflation=float(inflation))
-            for value, column, inflation in zip(values[name], resampled[name].T, inflations, strict=True)
-        )
-        return paired_difference(second, first, (resampled[name][:, 1], resampled[name][:, 0]))
+        drawn = resampled[name][:, 1] - resampled[name][:, 0]
+        return paired_difference(weights_of[name] * difference, drawn, group)
 
     p = sign_flip(np.bincount(group, difference, len(groups)).astype(np.float64), seed)
     discordant = int((difference < 0).sum()), int((difference > 0).sum())

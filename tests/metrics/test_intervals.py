@@ -11,7 +11,6 @@ from medmllm_plugins.metrics.intervals import (
     Estimate,
     bootstrap,
     estimate,
-    paired_difference,
     resampled_weights,
     size_inflation,
 )
@@ -96,35 +95,6 @@ def test_intervals_cover_the_bias_of_sums_of_absolute_changes():
     resampled = 0.5 + 0.1 + 1e-3 * np.random.default_rng(0).normal(size=5000)
     interval = estimate(0.5, resampled, groups=1000)
     assert (interval.low, interval.high) == pytest.approx((0.5 - 0.1 / (math.sqrt(2) - 1), 0.5), abs=0.003)
-
-
-def test_paired_difference_is_newcombes_method_10():
-    """Of 50 pairs 45 are correct in both, 3 in the first, 1 in the second; Newcombe's formula written out."""
-    first, second = np.repeat([1.0, 1.0, 0.0, 0.0], [45, 3, 1, 1]), np.repeat([1.0, 0.0, 1.0, 0.0], [45, 3, 1, 1])
-    weights = next(resampled_weights(50, 40_000, 0, at_once=40_000))
-    resampled = first @ weights / 50, second @ weights / 50
-    shares = [estimate(drawn.mean().round(2), drawn, groups=50, bounds=(0, 1)) for drawn in resampled]
-    result = paired_difference(*shares, resampled)
-    phi = (45 * 1 - 3 * 1 - 25) / math.sqrt(48 * 2 * 46 * 4)
-    t, ends = stats.t.ppf(0.975, 49), []
-    for share in (48 / 50, 46 / 50):
-        size = 50 * 49 / 50  # the variance is that of groups, with G - 1
-        centre, half = share + t**2 / (2 * size), t * math.sqrt(share * (1 - share) / size + t**2 / (4 * size**2))
-        ends.append((share - (centre - half) / (1 + t**2 / size), (centre + half) / (1 + t**2 / size) - share))
-    (a_low, a_high), (b_low, b_high) = ends
-    assert result.value == pytest.approx(0.04)
-    assert result.low == pytest.approx(0.04 - math.sqrt(a_low**2 + b_high**2 - 2 * phi * a_low * b_high), abs=0.002)
-    assert result.high == pytest.approx(0.04 + math.sqrt(a_high**2 + b_low**2 - 2 * phi * a_high * b_low), abs=0.002)
-
-
-def test_classifiers_that_always_agree_have_a_difference_of_zero_with_a_width():
-    correct = np.repeat([1.0, 0.0], [20, 20])
-    drawn = correct @ next(resampled_weights(40, 2000, 0, at_once=2000)) / 40
-    share = estimate(0.5, drawn, groups=40, bounds=(0, 1))
-    same = paired_difference(share, share, (drawn, drawn))
-    assert same.value == 0 and -0.1 < same.low < -0.02 and same.high == pytest.approx(-same.low)
-    perfect = estimate(1.0, np.ones(2000), groups=40, bounds=(0, 1))
-    assert paired_difference(perfect, perfect, (np.ones(2000), np.ones(2000))).low < -0.02
 
 
 def test_variances_are_enlarged_only_where_sizes_differ():

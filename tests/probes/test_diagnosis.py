@@ -201,7 +201,8 @@ def test_a_step_is_not_charged_with_what_the_end_of_its_stage_shows() -> None:
 
     def evidence(name: str, accuracy: float) -> Evidence:
         figure = Figure(accuracy, accuracy + np.linspace(-0.01, 0.01, 200))
-        return Evidence(name, figure, figure, False, figure, figure)
+        correct = np.repeat([1.0, 0.0], [round(1000 * accuracy), round(1000 * (1 - accuracy))])
+        return Evidence(name, figure, figure, False, figure, figure, correct)
 
     answer, tower = evidence("answer", 0.836), evidence("vision.03 (mean)", 0.889)
     chain = Chain(
@@ -211,6 +212,7 @@ def test_a_step_is_not_charged_with_what_the_end_of_its_stage_shows() -> None:
         bits=(answer.bits,) * 4,
         control=evidence("control.pixels (mean)", 0.4),
         majority=evidence("most common class", 0.3),
+        group=np.arange(1000) % 80,
         groups=80,
         effective_groups=80.0,
         answer_p=0.001,

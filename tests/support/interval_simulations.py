@@ -15,10 +15,10 @@ from medmllm_plugins.metrics.intervals import (
     effective_groups,
     estimate,
     estimate_metric,
-    paired_difference,
     resampled_weights,
     size_inflation,
 )
+from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.metrics.ranking import WeightedRanking, auroc_variances
 from medmllm_plugins.probes.curves import permutation_p_values
 from medmllm_plugins.probes.feature_health import health_estimate, health_score
@@ -107,21 +107,21 @@ def accuracy_coverage(groups: int, accuracy: float, icc: float, sizes: str, tria
 
 def differences(
     groups: int, accuracies: tuple[float, float], icc: float, rho: float, sizes: str, trials: int
-) -> Iterator[Estimate]:
-    """Yield the estimated differences of two accuracies, first minus second."""
+) -> Iterator[tuple[Estimate, int]]:
+    """Yield the estimated differences of two accuracies, and the number of groups in which the two differ."""
     seed = [12, *(round(1000 * accuracy) for accuracy in accuracies)]
     for rows, group, resampled in trials_of(seed, trials, groups, sizes, accuracies, icc, rho):
-        yield paired_difference(*shares(rows, group, resampled), (resampled[0], resampled[1]))
+        signed = rows[0] - rows[1]
+        yield paired_difference(signed, resampled[0] - resampled[1], group), len(np.unique(group[signed != 0]))
 
 
 def difference_coverage(
     groups: int, accuracies: tuple[float, float], icc: float, rho: float, sizes: str, trials: int
-) -> float:
-    """Return how often the interval of a difference of accuracies contains it."""
+) -> tuple[float, float]:
+    """Return how often the interval of a difference contains it, and the mean number of groups that differ."""
     truth = accuracies[0] - accuracies[1]
-    return float(
-        np.mean([contains(result, truth) for result in differences(groups, accuracies, icc, rho, sizes, trials)])
-    )
+    results = list(differences(groups, accuracies, icc, rho, sizes, trials))
+    return float(np.mean([contains(result, truth) for result, _ in results])), float(np.mean([n for _, n in results]))
 
 
 def auroc_coverage(
@@ -159,9 +159,7 @@ def health_coverage(groups: int, curve: Sequence[float], icc: float, rho: float,
     seed = [14, len(curve), round(1000 * curve[0])]
     covered = 0
     for rows, group, resampled in trials_of(seed, trials, groups, sizes, curve, icc, rho):
-        interval = health_estimate(
-            rows.mean(1), resampled.T, inflation=size_inflation(rows, group), groups=effective_groups(group)
-        )
+        interval = health_estimate(rows, resampled.T, group)
         covered += contains(interval, truth)
     return covered / trials
 
