@@ -76,7 +76,7 @@ from medmllm_plugins.prompts.wording import closed_set
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN]
 VOCABULARY = 960
 # Steps for tower and connector, for findings in words, and for all parts.
-STEPS = (400, 140, 270)
+STEPS = (370, 120, 250)
 # Highest rates: for tower and connector in each round, and for the language model and all parts.
 TOWER_RATES = (0.01, 0.008, 0.006)
 RATE = 0.006

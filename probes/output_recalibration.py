@@ -275,3 +275,21 @@ def highest_scoring(scores: Floats) -> Ints:
     """Return the class with the highest of each document's scores (n, K), the first of equal ones, as (n,)."""
     best: Ints = scores.argmax(1).astype(np.intp)
     return best
+
+
+def affine_map(model: Pipeline, classes: int) -> tuple[Floats, Floats]:
+    """Return the matrix (K, K) and the bias (K,) of a fitted :func:`fit_affine`, for label scores themselves.
+
+    A class that the validation fold lacks is never the answer.
+    """
+    scaler, regression = model[0], model[-1]
+    weights = np.zeros((classes, classes + 1))
+    bias = np.full(classes, math.log(_MIN_PROBABILITY))
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(regression.classes_) == 2:  # one row, for the second of two classes
+        coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]) / 2, np.array([-0.5, 0.5]) * intercepts
+    weights[regression.classes_] = coefficients / scaler.scale_
+    bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
+    centre = np.eye(classes) - 1 / classes
+    matrix: Floats = weights[:, :classes] @ centre + weights[:, classes:] / classes
+    return matrix, bias

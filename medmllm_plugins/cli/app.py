@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "baseline": "Train a reference classifier and score it like a model.",
     "compare": "Compare two runs on the same data with paired tests.",
     "diagnose": "Fit the probes of a med_probe run again, without the model.",
+    "repair": "Find the cheapest change of a model that helps.",
     "selfcheck": "Check that the diagnosis finds faults planted in the demo.",
     "attribute": "Explain documents of a run with other methods or layers.",
     "report": "Write one page about any mix of runs.",

@@ -149,6 +149,7 @@ def _load(model: ModelEntry, device: str | None) -> LoadedModel:
         device_map=model.device_map,
         load_in=model.load_in,
         peft=model.peft,
+        repair=model.repair,
         system=model.system,
     )
     loaded = load_model(spec, options)

@@ -41,7 +41,7 @@ class MedicalMLLM(lmms):
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
         twin: a second checkpoint of the same architecture, whose states med_patch tasks put in. It is loaded like the
-            first, but neither quantised nor with its adapter.
+            first, but neither quantised nor with its adapter or repair.
         twin_peft: a LoRA adapter of the twin.
         loading: the other fields of :class:`~medmllm_plugins.models.options.LoadOptions`, such as ``dtype``. Any other
             argument is an error that lists the known ones.
@@ -84,7 +84,11 @@ class MedicalMLLM(lmms):
         self.run_dir = run_folder(run_dir)
         loading["device"] = local_device(loading.get("device", "auto"))
         # The host turns a value such as `peft=7` into a number.
-        texts = {name: str(loading[name]) for name in ("peft", "trust_remote_code") if loading.get(name) is not None}
+        texts = {
+            name: str(loading[name])
+            for name in ("peft", "repair", "trust_remote_code")
+            if loading.get(name) is not None
+        }
         self.options = LoadOptions(**{**loading, **texts, "pretrained": str(pretrained)})
         self.options.check()
         self.twin_options = twin_options(self.options, twin, twin_peft)

@@ -52,7 +52,7 @@ def run_folder(run_dir: str | None) -> str | None:
 def twin_options(options: LoadOptions, twin: str | None, peft: str | None) -> LoadOptions | None:
     """Return how the twin of a model is loaded; ``None`` without one.
 
-    It is on the same device and of the same type; adapter and quantisation are those of the model alone.
+    It is on the same device and of the same type; adapter, repair and quantisation are those of the model alone.
 
     Raises:
         OptionError: an adapter is named without a twin.
@@ -64,7 +64,7 @@ def twin_options(options: LoadOptions, twin: str | None, peft: str | None) -> Lo
     # The code of another checkpoint than the one that was trusted must not run.
     trusted = options.trust_remote_code if str(twin) == options.pretrained else None
     adapter = None if peft is None else str(peft)
-    return replace(options, pretrained=str(twin), peft=adapter, load_in=None, trust_remote_code=trusted)
+    return replace(options, pretrained=str(twin), peft=adapter, repair=None, load_in=None, trust_remote_code=trusted)
 
 
 def local_device(device: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class LoadedModel(ABC):
         weight_warnings: what looks wrong with the weights, a sentence each.
     """
 
-    shows: ClassVar[Literal["image", "images", "volume"]] = "image"
+    shows: Literal["image", "images", "volume"] = "image"
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

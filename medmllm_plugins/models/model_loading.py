@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
@@ -11,12 +12,13 @@ from medmllm_plugins.models.checkpoint import resolve_size
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.repairs.repair_folder import load_repaired
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.utils.import_by_name import import_by_name
 
 
 def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
-    """Load a checkpoint of a declared model.
+    """Load a checkpoint of a declared model, with a repair where the options name one.
 
     A model with a loader of its own is loaded by that, any other as transformers does; ``options.pretrained`` may be a
     size name.
@@ -25,6 +27,11 @@ def load_model(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
         ModelError: there is no such checkpoint, it does not fit the declaration, or cannot be loaded.
         OptionError: the device, the attention kernel or another option is not available.
     """
+    loaded = _load(spec, options)
+    return loaded if options.repair is None else load_repaired(loaded, Path(options.repair).expanduser())
+
+
+def _load(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
     name = resolve_size(options.pretrained, spec.sizes)
     trusted = name if options.trust_remote_code is not None else None
     options = replace(options, pretrained=name, trust_remote_code=trusted)

@@ -142,14 +142,19 @@ def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
     if options.device_map is None and quantisation(options) is None:
         model.to(options.torch_device)
     if options.peft is not None:
-        model = _with_adapter(model, options.peft)
+        model = merge_adapter(model, options.peft)
     model.requires_grad_(False)
     evaluated: PreTrainedModel = model.eval()
     return evaluated
 
 
-def _with_adapter(model: Any, adapter: str) -> Any:
-    """Add a LoRA adapter and merge it into the weights, so that stages keep their names."""
+def merge_adapter(model: Any, adapter: str, *, may_change_nothing: bool = False) -> Any:
+    """Merge a LoRA adapter into the weights of a model, so that stages keep their names.
+
+    Raises:
+        ModelError: the folder has no adapter, or it does not fit the model.
+        OptionError: peft is not installed.
+    """
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -167,7 +172,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     changed = [
         name for name, value in merged.named_parameters() if before.get(name) != value.detach().float().sum().item()
     ]
-    if not changed:
+    if not changed and not may_change_nothing:
         raise ModelError(f"{folder}: the adapter changed no weight of the model; is it of another model?")
     return merged
 

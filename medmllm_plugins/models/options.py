@@ -42,6 +42,7 @@ class LoadOptions:
         peft: a LoRA adapter's folder or hub id, merged into the weights.
         trust_remote_code: the very text of ``pretrained``, to let a checkpoint run the code it brings.
         system: a system prompt in place of the model's own.
+        repair: a folder that ``medmllm repair`` wrote for this checkpoint.
 
     Raises:
         OptionError: a value has the wrong type or is none of the above. Whether the device exists is checked by
@@ -57,9 +58,10 @@ class LoadOptions:
     peft: str | None = None
     trust_remote_code: str | None = None
     system: str | None = None
+    repair: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("pretrained", "device", "dtype", "peft", "trust_remote_code", "system"):
+        for name in ("pretrained", "device", "dtype", "peft", "trust_remote_code", "system", "repair"):
             value = getattr(self, name)
             if (value is not None or name in _REQUIRED) and (not isinstance(value, str) or not value.strip()):
                 raise OptionError(f"Expected `{name}` to be a non-empty string, got {value!r}.")

@@ -98,6 +98,8 @@ def _models(collection: RunCollection, results: Sequence[TaskResult]) -> tuple[C
             details = [detail for detail in (model.dtype, model.load_in) if detail]
             if model.peft:
                 details.append(f"adapter {cut(model.peft, 40)}")
+            if model.repair:
+                details.append(f"repair {cut(model.repair, 40)}")
             models.append(CitedName(subject.label, spec.citation if spec else "", details=tuple(details)))
     return tuple(models)
 

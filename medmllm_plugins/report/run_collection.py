@@ -24,6 +24,7 @@ from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
+from medmllm_plugins.results.repair_records import RepairStudy
 from medmllm_plugins.results.run_folders import BLIND, finished_baselines
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
 from medmllm_plugins.utils.json_values import clean
@@ -197,6 +198,10 @@ class DatasetRuns:
     def intervened(self) -> list[tuple[TaskResult, InterventionResults]]:
         """Return the results with interventions of plugins."""
         return [(result, result.task.interventions) for result in self.results if result.task.interventions is not None]
+
+    def repaired(self) -> list[tuple[TaskResult, RepairStudy]]:
+        """Return the results with repairs."""
+        return [(result, result.task.repairs) for result in self.results if result.task.repairs is not None]
 
     def mapped(self) -> list[tuple[TaskResult, SemanticMapping]]:
         """Return the results with a semantic mapping."""

@@ -14,7 +14,14 @@ from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.run_pairs import ImageControl, image_controls, model_differences
 from medmllm_plugins.report.subjects import Subject
-from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables, patch_tables, shortcut_tables
+from medmllm_plugins.report.tables import (
+    answer_tables,
+    finding_tables,
+    layer_tables,
+    patch_tables,
+    repair_tables,
+    shortcut_tables,
+)
 from medmllm_plugins.report.tables.report_table import Table
 from medmllm_plugins.report.verdict import Verdict, verdicts
 
@@ -55,6 +62,9 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "interchange": patch_tables.interchange_table,
     "knockout": patch_tables.knockout_table,
     "interventions": patch_tables.interventions_table,
+    "repairs": repair_tables.repairs_table,
+    "transfers": repair_tables.transfers_table,
+    "learning": repair_tables.learning_table,
     "health": layer_tables.health_table,
     "curves": layer_tables.curves_table,
     "mapping": layer_tables.mapping_table,

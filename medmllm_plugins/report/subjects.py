@@ -21,6 +21,7 @@ _IDENTITY: Final = (
     "method",
     "dtype",
     "peft",
+    "repair",
     "load_in",
     "system",
     "max_new_tokens",
@@ -110,6 +111,8 @@ def _label_forms(run: RunFolder) -> tuple[str, str, str, str]:
     if run.manifest.model is None and run.command.get("model_args"):
         size = cut(run.command["model_args"], 40)
     plain = f"{name} ({size})" if size else name
-    options = [option for option in (model.dtype, model.load_in, model.peft, *_answer_arguments(run)) if option]
+    options = [
+        option for option in (model.dtype, model.load_in, model.peft, model.repair, *_answer_arguments(run)) if option
+    ]
     precise = f"{plain}, {cut(', '.join(options), 60)}" if options else plain
     return name, plain, precise, f"{plain}, {cut(run.name, 60)}"

@@ -31,6 +31,10 @@ KNOCKOUT: Final = ".knockout.json"
 KNOCKOUT_POINTS: Final = ".knockout.csv"
 INTERVENTIONS: Final = ".interventions.json"
 INTERVENTION_POINTS: Final = ".interventions.csv"
+REPAIRS: Final = ".repair.json"
+REPAIR_GAINS: Final = ".repair.csv"
+REPAIR_FOLDERS: Final = "repairs"
+"""Folder of the fitted repairs of a run."""
 FOLDS: Final = ".folds.json"
 
 

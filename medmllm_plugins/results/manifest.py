@@ -197,6 +197,7 @@ class ModelEntry(Record):
         device_map: how it was spread over devices.
         load_in: how it was quantised while loading.
         peft: the LoRA adapter that was merged.
+        repair: the folder of a repair that ``medmllm repair`` fitted.
         twin: the checkpoint that patching tasks take states from.
         twin_peft: the LoRA adapter that was merged into it.
         twin_fingerprint: hash of its weights.
@@ -218,6 +219,7 @@ class ModelEntry(Record):
     device_map: str | None = None
     load_in: str | None = None
     peft: str | None = None
+    repair: str | None = None
     twin: str | None = None
     twin_peft: str | None = None
     twin_fingerprint: str | None = None

@@ -34,6 +34,7 @@ from medmllm_plugins.results.probe_files import (
     shortcut_rows,
 )
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS, RANDOM_ENCODER, ProbeAnalysis
+from medmllm_plugins.results.repair_files import GAIN_COLUMNS, gain_rows
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.run_reader import TaskRun, read_run
 from medmllm_plugins.results.seal import describe
@@ -60,6 +61,7 @@ FRAME_COLUMNS: Final = {
     "interchange": ("task", *INTERCHANGE_COLUMNS),
     "knockout": ("task", *KNOCKOUT_COLUMNS),
     "interventions": ("task", *INTERVENTION_COLUMNS),
+    "repairs": ("task", *GAIN_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
     "attributions": (*_ENTRY_COLUMNS, *CHECKS, "pointing"),
 }  # fmt: skip
@@ -214,6 +216,12 @@ class Run:
             for row in intervention_rows(task.interventions)
         )
         return _numeric(_frame("interventions", rows), "value", "low", "high")
+
+    @cached_property
+    def repairs(self) -> pd.DataFrame:
+        """What each repair gains, a row for each figure."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.repairs for row in gain_rows(task.repairs))
+        return _numeric(_frame("repairs", rows), "value", "low", "high")
 
     @cached_property
     def folds(self) -> pd.DataFrame:

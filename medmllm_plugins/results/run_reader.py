@@ -35,6 +35,7 @@ from medmllm_plugins.results.file_names import (
     OUTCOMES,
     PATCHING,
     PROBES,
+    REPAIRS,
     UNFINISHED,
     file_stem,
 )
@@ -47,6 +48,7 @@ from medmllm_plugins.results.outcome_files import AGAIN, NO_SEAL, LineChecker
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
+from medmllm_plugins.results.repair_records import RepairStudy
 from medmllm_plugins.results.seal import SealCheck, check_seal
 from medmllm_plugins.utils.json_values import clean, mapping
 from medmllm_plugins.utils.plain_text import quantity
@@ -104,6 +106,7 @@ class TaskRun:
     interchange: Interchange | None = None
     knockout: Knockout | None = None
     interventions: InterventionResults | None = None
+    repairs: RepairStudy | None = None
     missing: tuple[str, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
 
@@ -291,6 +294,7 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         interchange=_experiment(Interchange, folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
         knockout=_experiment(Knockout, folder / f"{stem}{KNOCKOUT}", folder, seal, missing),
         interventions=_experiment(InterventionResults, folder / f"{stem}{INTERVENTIONS}", folder, seal, missing),
+        repairs=_experiment(RepairStudy, folder / f"{stem}{REPAIRS}", folder, seal, missing),
         missing=tuple(missing),
         answers=answers,
     )
@@ -407,7 +411,7 @@ def _patching(
         return None
 
 
-Experiment = TypeVar("Experiment", Interchange, Knockout, InterventionResults)
+Experiment = TypeVar("Experiment", Interchange, Knockout, InterventionResults, RepairStudy)
 
 
 def _experiment(

@@ -26,6 +26,7 @@ from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.repair_records import RepairStudy
 from medmllm_plugins.utils.record import Record, VersionedRecord, field_types
 
 RECORDS: Final[Mapping[str, type[Any]]] = {
@@ -40,6 +41,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "interchange": Interchange,
     "knockout": Knockout,
     "interventions": InterventionResults,
+    "repairs": RepairStudy,
     "folds": FoldManifest,
     "feature_store": Header,
 }

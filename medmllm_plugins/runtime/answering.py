@@ -93,6 +93,7 @@ def model_entry(loaded: LoadedModel, load_options: LoadOptions, options: AnswerO
         device_map=load_options.device_map,
         load_in=load_options.load_in,
         peft=load_options.peft,
+        repair=load_options.repair,
         system=load_options.system,
         weight_warnings=tuple(loaded.weight_warnings),
         max_length=loaded.max_length,
