@@ -72,10 +72,10 @@ def repair(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random generators.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Find the cheapest change of a model that helps, on held-out documents.
+    """Find the cheapest change of a model that helps.
 
-    The model stays frozen: repairs are fitted on the train fold, chosen on the validation fold and tested once. The
-    same command resumes what was interrupted.
+    The model stays frozen: repairs are fitted on the train fold, chosen on the validation fold and tested once on the
+    test fold. The same command resumes what was interrupted.
     """
     options = RepairOptions(
         candidates=tuple(candidates or ()),

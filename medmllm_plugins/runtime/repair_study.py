@@ -45,7 +45,7 @@ from medmllm_plugins.runtime.repair_answers import QuestionSet, answer_rows, sto
 from medmllm_plugins.runtime.repair_candidates import CANDIDATES, Candidate, RepairOptions, fit_score_map
 from medmllm_plugins.utils.atomic_files import write_whole
 
-OTHER_WORDINGS: Final = "other wordings"
+ANOTHER_WORDING: Final = "another wording"
 SHOTS: Final = (1, 2, 4)
 STOPPING: Final = 128
 """Documents of the validation fold on which the loss is measured during training."""
@@ -204,7 +204,7 @@ class RepairRunner:
             broken=own.broken,
             parsed=_parsed(after),
             ece=calibration_error(after, self._test.classes),
-            transfers=tuple(self._transfer(name, fit, *place) for place in self._elsewhere.items()),
+            transfers=tuple(self._transfer(name, fit, *item) for item in self._elsewhere.items()),
             setting=fit.setting,
             folder="" if fit.repair is None else f"{name}",
             stopped=fit.stopped,
@@ -243,20 +243,20 @@ class RepairRunner:
     def _transfers(self) -> dict[str, QuestionSet]:
         """Return what repairs are tested on beside their own question, by name."""
         settings, limit = self._settings, self._options.test_limit
-        places: dict[str, QuestionSet] = {}
+        sets: dict[str, QuestionSet] = {}
         other = replace(settings, paraphrase=_other_wording(settings))
-        places[OTHER_WORDINGS] = QuestionSet(self._task, other, self._data, "test", limit)
+        sets[ANOTHER_WORDING] = QuestionSet(self._task, other, self._data, "test", limit)
         if settings.dataset.kind != "multilabel":
             base = self._task.partition(":")[0].removesuffix(f"_{settings.protocol}")
             for protocol in ("closed_set", "letter", "open"):
                 if protocol != settings.protocol:
                     name = base if protocol == "closed_set" else f"{base}_{protocol}"
                     asked = replace(settings, protocol=protocol)
-                    places[name] = QuestionSet(name, asked, self._data, "test", limit)
+                    sets[name] = QuestionSet(name, asked, self._data, "test", limit)
         for name in self._options.also:
             asked = task_settings(name)
-            places[name] = QuestionSet(name, asked, load_dataset(asked.dataset, on_error=asked.on_error), "test", limit)
-        return places
+            sets[name] = QuestionSet(name, asked, load_dataset(asked.dataset, on_error=asked.on_error), "test", limit)
+        return sets
 
     # -- fitting
 

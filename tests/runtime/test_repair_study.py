@@ -69,7 +69,7 @@ def test_a_study_measures_each_candidate(finished: tuple[Path, RepairStudy]) -> 
     assert wording.setting.startswith("paraphrase=") and wording.folder == "" and wording.curve == ()
     for repair in study.repairs:
         names = [transfer.task for transfer in repair.transfers]
-        assert names == ["other wordings", "med_cls_demo_letter", "med_cls_demo_open"]
+        assert names == ["another wording", "med_cls_demo_letter", "med_cls_demo_open"]
         assert repair.fixed - repair.broken == round(12 * repair.gain.value)
     assert [point.documents for point in bias.curve] == [8] == [point.documents for point in prompt.curve]
     assert (folder / prompt.folder / "repair.safetensors").is_file()

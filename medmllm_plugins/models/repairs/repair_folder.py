@@ -89,8 +89,7 @@ def load_repaired(loaded: LoadedModel, folder: Path) -> LoadedModel:
     if description.fingerprint != loaded.fingerprint:
         raise ModelError(
             f"{folder}: expected a model with the fingerprint {description.fingerprint} ({description.model}), for "
-            f"which the repair was trained, got {loaded.fingerprint}. Load that checkpoint, or repair this one with "
-            "`medmllm repair`."
+            f"which the repair was trained, got {loaded.fingerprint}. Load that checkpoint, or repair this one."
         )
     if description.kind == LoraPart.kind:
         # Where training found nothing better, the adapter is the untrained one.
@@ -129,7 +128,7 @@ def read_description(folder: Path) -> RepairDescription:
         ModelError: it is missing or says something else.
     """
     if not (folder / DESCRIPTION).is_file():
-        raise ModelError(f"Expected a folder with {DESCRIPTION}, as `medmllm repair` writes them, got {folder}.")
+        raise ModelError(f"Expected a folder with {DESCRIPTION}, as the command `repair` writes them, got {folder}.")
     try:
         return RepairDescription.from_dict(read_json(folder / DESCRIPTION))
     except DataError as error:
