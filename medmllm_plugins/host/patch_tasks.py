@@ -14,6 +14,7 @@ from medmllm_plugins.host.inspection import InspectionTask
 from medmllm_plugins.host.interchange_results import write_interchange_results
 from medmllm_plugins.host.intervention_results import write_intervention_results
 from medmllm_plugins.host.knockout_results import write_knockout_results
+from medmllm_plugins.host.steering_results import write_steering_results
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.host.twin_results import TwinResults
 from medmllm_plugins.interventions.patch_effects import MODULES
@@ -25,6 +26,7 @@ from medmllm_plugins.results.intervention_records import InterventionResults
 from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import PatchEntry
 from medmllm_plugins.results.patch_records import TwinPatching
+from medmllm_plugins.results.steering_records import Steering
 from medmllm_plugins.runtime.patch_loop import TWIN
 
 
@@ -40,12 +42,14 @@ class Interventions:
         twin: the result of twin patching; ``None`` without a twin.
         interchange: the result of interchange between documents; ``None`` where it is switched off or failed.
         knockout: the result of cutting attention to the image, likewise.
+        steering: the result of pushes along directions of probes, likewise.
         plugins: the results of plugins' interventions, likewise.
     """
 
     twin: TwinPatching | None = None
     interchange: Interchange | None = None
     knockout: Knockout | None = None
+    steering: Steering | None = None
     plugins: InterventionResults | None = None
 
 
@@ -70,13 +74,15 @@ class Patching(InspectionTask[Interventions]):
         folder = self.run.folder_for(model)
         options = self.content.settings.patching
         assert options is not None, "patching tasks have options"
-        steps: dict[str, Callable[[], TwinPatching | Interchange | Knockout | InterventionResults]] = {}
+        steps: dict[str, Callable[[], TwinPatching | Interchange | Knockout | Steering | InterventionResults]] = {}
         if self.name in self.run.patched:
             steps["twin"] = lambda: TwinResults(self.content, self.run).write(folder)
         if options.interchange:
             steps["interchange"] = lambda: write_interchange_results(self.content, self.run, folder)
         if options.knockout:
             steps["knockout"] = lambda: write_knockout_results(self.content, self.run, folder)
+        if options.steering:
+            steps["steering"] = lambda: write_steering_results(self.content, self.run, folder)
         if options.interventions:
             steps["plugins"] = lambda: write_intervention_results(self.content, self.run, folder)
         results: dict[str, Any] = {}

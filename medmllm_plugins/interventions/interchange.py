@@ -113,17 +113,18 @@ def interchange(
         mixed = mixed_states(exchange.site, own, states, parts.image)
         # Qwen3-VL adds features of the image behind early blocks; they go with the image tokens.
         with_image = connectors if exchange.site.tokens != "last" else None
-        scores[exchange] = _scores(loaded, own.resume(exchange.site.layer, mixed, with_image), label_ids)
+        scores[exchange] = label_scores(loaded, own.resume(exchange.site.layer, mixed, with_image), label_ids)
     clean: list[tuple[Literal["own"] | DonorClass, RecordedPass]] = [("own", own), *passes.items()]
     for name, recorded in clean:
         # Scoring extends the cache, from which further passes of this one are resumed.
         start = replace(recorded.start, cache=branch_cache(recorded.start.cache))
-        scores[name] = _scores(loaded, start, label_ids)
+        scores[name] = label_scores(loaded, start, label_ids)
     return scores
 
 
 @torch.no_grad()
-def _scores(loaded: LoadedModel, start: Prefill, label_ids: list[list[list[int]]]) -> list[tuple[float, ...]]:
+def label_scores(loaded: LoadedModel, start: Prefill, label_ids: list[list[list[int]]]) -> list[tuple[float, ...]]:
+    """Score labels after prompts; returns log-probabilities in nats, document by document."""
     rows = score_labels(loaded.model, start, label_ids, prefix_length=loaded.prefix_length).tolist()
     return [tuple(row) for row in rows]
 

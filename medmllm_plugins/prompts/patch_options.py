@@ -24,6 +24,7 @@ class PatchOptions:
         tokens: the tokens whose states are put in at a block: ``all``, ``image`` or ``last``.
         interchange: whether states of other documents are put in, too.
         knockout: whether attention to the image is cut, too.
+        steering: whether states are pushed along directions of probes, too.
         interventions: names of plugins' interventions.
 
     Raises:
@@ -35,6 +36,7 @@ class PatchOptions:
     tokens: tuple[Tokens, ...] = TOKENS
     interchange: bool = True
     knockout: bool = True
+    steering: bool = False
     interventions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class PatchOptions:
     @property
     def needs_twin(self) -> bool:
         """Whether nothing is done without a twin."""
-        return not (self.interchange or self.knockout or self.interventions)
+        return not (self.interchange or self.knockout or self.steering or self.interventions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -166,6 +166,8 @@ class TaskDeclaration(DeclaredModel):
     """Patching tasks: whether states of other documents are put in, too."""
     knockout: Literal["on", "off"] = "on"
     """Patching tasks: whether attention to the image is cut, too."""
+    steering: Literal["on", "off"] = "off"
+    """Patching tasks: whether states are pushed along directions of probes, too."""
     intervention: Names = ()
     """Patching tasks: interventions of plugins."""
 
@@ -177,7 +179,7 @@ _VIEW: Final = ("slices", "montage", "plane", "window")
 _OPTIONS: Final = ("size", "frame")
 _PROBING: Final = ("pool", "random_encoder", "anchors", "masked", "n", "every", "tokens", "finding")
 _ATTRIBUTING: Final = ("n", "method", "layer", "target", "baseline", "steps", "finding")
-_PATCHED: Final = ("n", "every", "tokens", "interchange", "knockout", "intervention", "finding")
+_PATCHED: Final = ("n", "every", "tokens", "interchange", "knockout", "steering", "intervention", "finding")
 AFTERWARDS: Final = (
     *("anchors", "masked"),
     *(name for name in dict.fromkeys((*_ATTRIBUTING, *_PATCHED)) if name != "finding"),
@@ -346,6 +348,7 @@ def _patching(settings: TaskSettings, declaration: TaskDeclaration) -> TaskSetti
         _patch_options(declaration),
         interchange=declaration.interchange == "on",
         knockout=declaration.knockout == "on",
+        steering=declaration.steering == "on",
         interventions=declaration.intervention,
     )
     known = get_manager().interventions()

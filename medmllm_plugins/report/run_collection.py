@@ -27,6 +27,7 @@ from medmllm_plugins.results.probe_records import ProbeAnalysis, SemanticMapping
 from medmllm_plugins.results.repair_records import RepairStudy
 from medmllm_plugins.results.run_folders import BLIND, finished_baselines
 from medmllm_plugins.results.run_reader import RunFolder, TaskRun, read_run
+from medmllm_plugins.results.steering_records import Steering
 from medmllm_plugins.utils.json_values import clean
 
 
@@ -194,6 +195,10 @@ class DatasetRuns:
     def cut(self) -> list[tuple[TaskResult, Knockout]]:
         """Return the results with attention to the image cut."""
         return [(result, result.task.knockout) for result in self.results if result.task.knockout is not None]
+
+    def steered(self) -> list[tuple[TaskResult, Steering]]:
+        """Return the results with states pushed along directions of probes."""
+        return [(result, result.task.steering) for result in self.results if result.task.steering is not None]
 
     def intervened(self) -> list[tuple[TaskResult, InterventionResults]]:
         """Return the results with interventions of plugins."""

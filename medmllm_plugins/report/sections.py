@@ -61,6 +61,7 @@ _TABLES: Final[Mapping[str, Callable[[DatasetRuns], Table]]] = {
     "patches": patch_tables.patches_table,
     "interchange": patch_tables.interchange_table,
     "knockout": patch_tables.knockout_table,
+    "steering": patch_tables.steering_table,
     "interventions": patch_tables.interventions_table,
     "repairs": repair_tables.repairs_table,
     "transfers": repair_tables.transfers_table,

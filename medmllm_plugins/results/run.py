@@ -38,6 +38,7 @@ from medmllm_plugins.results.repair_files import GAIN_COLUMNS, gain_rows
 from medmllm_plugins.results.run_folders import one_run
 from medmllm_plugins.results.run_reader import TaskRun, read_run
 from medmllm_plugins.results.seal import describe
+from medmllm_plugins.results.steering_files import STEERING_COLUMNS, steering_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +61,7 @@ FRAME_COLUMNS: Final = {
     "patching": ("task", *POINT_COLUMNS),
     "interchange": ("task", *INTERCHANGE_COLUMNS),
     "knockout": ("task", *KNOCKOUT_COLUMNS),
+    "steering": ("task", *STEERING_COLUMNS),
     "interventions": ("task", *INTERVENTION_COLUMNS),
     "repairs": ("task", *GAIN_COLUMNS),
     "folds": ("dataset", "id", "label", "group", "fold"),
@@ -205,6 +207,12 @@ class Run:
         """What the answers lose if the image is hidden in some layers, a row for each figure."""
         rows = ((task.name, *row) for task in self._run.tasks if task.knockout for row in knockout_rows(task.knockout))
         return _numeric(_frame("knockout", rows), "value", "low", "high")
+
+    @cached_property
+    def steering(self) -> pd.DataFrame:
+        """What pushes along directions of probes do to the answers, a row for each figure."""
+        rows = ((task.name, *row) for task in self._run.tasks if task.steering for row in steering_rows(task.steering))
+        return _numeric(_frame("steering", rows), "value", "low", "high")
 
     @cached_property
     def interventions(self) -> pd.DataFrame:

@@ -36,6 +36,7 @@ from medmllm_plugins.results.file_names import (
     PATCHING,
     PROBES,
     REPAIRS,
+    STEERING,
     UNFINISHED,
     file_stem,
 )
@@ -50,6 +51,7 @@ from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.recomputation import Classes
 from medmllm_plugins.results.repair_records import RepairStudy
 from medmllm_plugins.results.seal import SealCheck, check_seal
+from medmllm_plugins.results.steering_records import Steering
 from medmllm_plugins.utils.json_values import clean, mapping
 from medmllm_plugins.utils.plain_text import quantity
 
@@ -105,6 +107,7 @@ class TaskRun:
     patching: TwinPatching | None = None
     interchange: Interchange | None = None
     knockout: Knockout | None = None
+    steering: Steering | None = None
     interventions: InterventionResults | None = None
     repairs: RepairStudy | None = None
     missing: tuple[str, ...] = ()
@@ -293,6 +296,7 @@ def _task(folder: Path, name: str, entry: TaskEntry, seal: SealCheck) -> TaskRun
         patching=_patching(folder, stem, name, entry, seal, missing),
         interchange=_experiment(Interchange, folder / f"{stem}{INTERCHANGE}", folder, seal, missing),
         knockout=_experiment(Knockout, folder / f"{stem}{KNOCKOUT}", folder, seal, missing),
+        steering=_experiment(Steering, folder / f"{stem}{STEERING}", folder, seal, missing),
         interventions=_experiment(InterventionResults, folder / f"{stem}{INTERVENTIONS}", folder, seal, missing),
         repairs=_experiment(RepairStudy, folder / f"{stem}{REPAIRS}", folder, seal, missing),
         missing=tuple(missing),
@@ -411,7 +415,7 @@ def _patching(
         return None
 
 
-Experiment = TypeVar("Experiment", Interchange, Knockout, InterventionResults, RepairStudy)
+Experiment = TypeVar("Experiment", Interchange, Knockout, InterventionResults, RepairStudy, Steering)
 
 
 def _experiment(

@@ -27,6 +27,7 @@ from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.repair_records import RepairStudy
+from medmllm_plugins.results.steering_records import Steering
 from medmllm_plugins.utils.record import Record, VersionedRecord, field_types
 
 RECORDS: Final[Mapping[str, type[Any]]] = {
@@ -40,6 +41,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "patching": TwinPatching,
     "interchange": Interchange,
     "knockout": Knockout,
+    "steering": Steering,
     "interventions": InterventionResults,
     "repairs": RepairStudy,
     "folds": FoldManifest,

@@ -20,6 +20,7 @@ from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.knockout_loop import KnockoutLoop
 from medmllm_plugins.runtime.patch_loop import PatchLoop
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
+from medmllm_plugins.runtime.steering_loop import SteeringLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def answer_requests(
         patching.patch(requests, journal)
         InterchangeLoop(loaded, run, options, answering).exchange(requests, journal)
         KnockoutLoop(loaded, run, options, answering).cut(requests, journal)
+        SteeringLoop(loaded, run, options, answering).steer(requests, journal)
         InterventionLoop(loaded, run, options, answering).intervene(requests, journal)
         attribution.explain(requests, replies)
         run.answered()

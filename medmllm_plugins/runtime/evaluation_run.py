@@ -55,6 +55,7 @@ class EvaluationRun:
             empty if none is.
         exchanged: by task, what was exchanged between documents.
         cut: by task, the attention that was cut.
+        steered: by task, the pushes of states.
         intervened: by task, the interventions of plugins.
     """
 
@@ -75,6 +76,7 @@ class EvaluationRun:
         self.patched: dict[str, tuple[Mapping[Any, str], str]] = {}
         self.exchanged: dict[str, Any] = {}
         self.cut: dict[str, Any] = {}
+        self.steered: dict[str, Any] = {}
         self.intervened: dict[str, Any] = {}
         self._journal: Journal | None = None
         self._resumed = False

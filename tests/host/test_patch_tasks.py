@@ -26,7 +26,7 @@ from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
-from medmllm_plugins.runtime import interchange_loop, patch_loop
+from medmllm_plugins.runtime import interchange_loop, patch_loop, steering_loop
 from medmllm_plugins.runtime.intervention_loop import check_scores
 
 TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off:knockout=off"
@@ -271,6 +271,40 @@ def test_exchanges_that_were_stopped_go_on(
     assert calls == [8, 8, 8, 8, 8]
     name = f"{EXCHANGED.replace(':', '+')}.interchange.json"
     assert (again.folder / name).read_text("utf-8") == (exchanged.folder / name).read_text("utf-8")
+
+
+STEERED = "med_patch_demo:n=3:every=3:interchange=off:knockout=off:steering=on"
+
+
+@pytest.mark.slow
+def test_the_demo_follows_the_direction_of_a_probe_and_stopped_pushes_go_on(
+    evaluate: Callable[..., Evaluated], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"tasks": [STEERED], "batch_size": 4, "limit": 60}
+    whole = evaluate(tmp_path / "whole", **settings)
+    shifts = Run(whole.folder).steering.query("metric == 'shift' and dose == 0.8")
+    mean = shifts.set_index(["layer", "tokens", "direction"])["value"]
+    for layer, tokens in (("llm.02", "image"), ("llm.02", "last")):
+        probe, *others = (mean[layer, tokens, name] for name in ("probe", "random", "permuted", "opposite"))
+        assert probe > 2 * max(others[:2]) and others[2] < 0
+    assert "The answers depend on what the probe reads." in whole.manifest["tasks"][STEERED]["patching"]["headline"]
+    (dataset,) = collect_runs([whole.folder]).datasets
+    assert len(build_section(dataset).tables["steering"].rows) == 10
+    real, calls = steering_loop.steer, []
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(steering_loop, "steer", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "stopped", **settings)
+    again = evaluate(tmp_path / "stopped", **settings)
+    assert calls == [4, 4, 4, 4]
+    name = f"{STEERED.replace(':', '+')}.steering.json"
+    assert (again.folder / name).read_text("utf-8") == (whole.folder / name).read_text("utf-8")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.interchange import Exchange, exchanges_at, interchange, interchange_sites
 from medmllm_plugins.interventions.knockout import cuts_of, knock_out
 from medmllm_plugins.interventions.repair_training import TrainingExample, TrainingOptions, train_part
+from medmllm_plugins.interventions.steering import ProbeDirections, Push, pooled_states, steer, steering_sites
 from medmllm_plugins.interventions.twin_patching import PatchSite, patch_sites, patch_twins
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
@@ -133,3 +134,25 @@ def test_repairs_train_on_every_architecture(kind: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(scores(again), expected, atol=1e-4, err_msg=name)
     # Gemma 3's connector is a matrix that is no linear layer.
     assert [name for name, _ in left_out] == (["connector_lora"] if kind in CONNECTORS_WITHOUT_LINEAR else []), left_out
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, CT])
+def test_steering_reaches_every_architecture(kind: str, tmp_path: Path) -> None:
+    """A push of no length changes nothing, and a long one changes the scores."""
+    model, _ = twins(kind, tmp_path)
+    images, sites = shown(model, 0, 1), steering_sites(model, every=1)
+    states = pooled_states(model, QUESTION, images, sites)
+    assert all(np.isfinite(values).all() and len(values) == 2 for values in states.values())
+    generator = torch.Generator().manual_seed(0)
+    probes = {
+        site: ProbeDirections(torch.randn(len(LABELS), values.shape[1], generator=generator), 0.5)
+        for site, values in states.items()
+    }
+    pushes = [Push(site, "probe", dose) for site in sites for dose in (0.0, 2.0)]
+    scores = steer(model, QUESTION, images, LABELS, pushes, probes, [(0, 1), (1, 2)], seeds=[0, 1])
+    own = np.array(scores["own"])
+    for push in pushes:
+        if push.dose:
+            assert not np.allclose(scores[push], own, atol=1e-4), push
+        else:
+            np.testing.assert_allclose(scores[push], own, atol=3e-4, err_msg=str(push))

@@ -8,7 +8,9 @@ from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.tables.report_table import Row, Table, Value, model_table
 from medmllm_plugins.results.interchange_records import InterchangePoint
 from medmllm_plugins.results.patch_records import PatchPoint
+from medmllm_plugins.results.steering_records import SteeringPoint
 
+_PUSHES: Final = ("probe", "opposite", "random", "permuted")
 _DONORS: Final = ("other class", "permuted tokens", "same class", "noise")
 
 
@@ -68,6 +70,21 @@ def knockout_table(dataset: DatasetRuns) -> Table:
             window = point.first if point.first == point.last else f"{point.first} to {point.last}"
             rows.append((result.subject, (window, point.queries, point.accuracy, point.lost, point.log_odds_lost)))
     return model_table(dataset, "knockout", rows)
+
+
+def steering_table(dataset: DatasetRuns) -> Table:
+    """Tabulate what each dose along the probe's direction does, beside its controls."""
+    rows: list[Row] = []
+    for result, steering in dataset.steered():
+        by_dose: dict[tuple[str, str, float], dict[str, SteeringPoint]] = {}
+        for point in steering.points:
+            by_dose.setdefault((point.layer, point.tokens, point.dose), {})[point.direction] = point
+        for (layer, tokens, dose), points in by_dose.items():
+            shifts = [points[name].shift if name in points else None for name in _PUSHES]
+            probe = points.get("probe")
+            rest = (None, None) if probe is None else (probe.flips, probe.on_labels)
+            rows.append((result.subject, (layer, tokens, dose, *shifts, *rest)))
+    return model_table(dataset, "steering", rows)
 
 
 def interventions_table(dataset: DatasetRuns) -> Table:

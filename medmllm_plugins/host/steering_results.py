@@ -1,0 +1,46 @@
+"""The result of steering of a task, from the scores after all pushes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medmllm_plugins.host.planned_replies import classes_and_groups, planned_replies
+from medmllm_plugins.interventions.steering_effects import headline, steering_effects
+from medmllm_plugins.prompts.task_content import TaskContent
+from medmllm_plugins.results.file_names import file_stem
+from medmllm_plugins.results.steering_files import write_steering
+from medmllm_plugins.results.steering_records import Steering
+from medmllm_plugins.runtime.evaluation_run import EvaluationRun
+from medmllm_plugins.runtime.steering_loop import PushKey, SteeringPlan
+
+
+def write_steering_results(content: TaskContent, run: EvaluationRun, folder: Path) -> Steering:
+    """Measure the effects of all pushes, and write them into the run folder.
+
+    Raises:
+        DataError: some scores are missing.
+    """
+    plan: SteeringPlan | None = run.steered.get(content.name)
+    replies = planned_replies(
+        content.name,
+        run,
+        plan,
+        ability="pushes states along directions of probes",
+        replies="scores with states pushed",
+    )
+    assert plan is not None, "its absence is an error above"
+    rows = [content.row_list[index] for index in content.patched_rows]
+    truth, group = classes_and_groups(content, rows)
+    target = np.array([plan.targets[row["document"]] for row in rows], dtype=np.intp)
+    scores = {
+        condition: [replies[PushKey(row["document"], condition)].scores or () for row in rows]
+        for condition in dict.fromkeys(key.condition for key in plan.names)
+    }
+    result = steering_effects(scores, truth, target, group, plan.probes)
+    result = replace(result, task=content.name, train_documents=plan.train_documents)
+    result = replace(result, headline=headline(result))
+    write_steering(folder, file_stem(content.name), result)
+    return result
