@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures, mapping_figures
+from medmllm_plugins.report.figures import (
+    answer_figures,
+    attribution_figures,
+    intervention_figures,
+    layer_figures,
+    mapping_figures,
+)
 from medmllm_plugins.report.figures.count_matrix import CountMatrix, agreement_matrices, confusion_matrices
 from medmllm_plugins.report.figures.figure_style import Drawing
 from medmllm_plugins.report.overview import overview
@@ -37,6 +43,7 @@ FIGURES: Final[dict[str, Callable[[DatasetRuns, int], Drawing | None]]] = {
     "layers": layer_figures.several_models,
     "accuracy": answer_figures.accuracies,
     "health": layer_figures.health,
+    "interventions": intervention_figures.interventions,
     "lens": mapping_figures.lens,
     "randomisation": attribution_figures.randomisation,
 }
