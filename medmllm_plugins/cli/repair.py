@@ -10,6 +10,7 @@ import typer
 from medmllm_plugins.cli.console import JsonFlag, MultiValueCommand, new_app, print_json, print_table
 from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
 from medmllm_plugins.errors import OptionError, print_error
+from medmllm_plugins.host.model_arguments import local_device
 from medmllm_plugins.interventions.repair_effects import parameters_in_words
 from medmllm_plugins.metrics.intervals import Estimate, known
 from medmllm_plugins.models.model_loading import load_model
@@ -111,6 +112,8 @@ def repair(
     runner = RepairRunner(loaded, task, settings, data, options, folder, model=loading.pretrained)
     with run.stage("repair", str(loaded.device)):
         study = runner.run()
+    if not runner.is_first:
+        return
     run.model(model_entry(loaded, loading, AnswerOptions(model=model, batch_size=batch_size)))
     written = _write(run, task, settings, data, study, runner.answers_before)
     if json:
@@ -136,6 +139,7 @@ def _loading(model: str, text: str) -> LoadOptions:
         raise OptionError(f"{model}: expected model arguments among {', '.join(LoadOptions.__slots__)}, got {unknown}.")
     if "pretrained" not in pairs:
         raise OptionError(f"{model}: expected --model_args with pretrained=CHECKPOINT, got {text!r}.")
+    pairs["device"] = local_device(pairs.get("device", "auto"))
     options = LoadOptions(**pairs)
     if options.repair is not None:
         raise OptionError("Expected a model without a repair, got repair=. Repairs are not stacked.")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.devices import empty_cache, out_of_memory
+from medmllm_plugins.models.processes import Processes
 from medmllm_plugins.models.repairs.repair_part import RepairPart
 from medmllm_plugins.models.repairs.repaired_model import repaired
 from medmllm_plugins.utils.progress import Progress
@@ -101,6 +102,7 @@ def train_part(
     options: TrainingOptions,
     *,
     title: str = "",
+    processes: Processes | None = None,
 ) -> TrainingLog:
     """Train a part; afterwards it has the state with the lowest validation loss.
 
@@ -113,6 +115,7 @@ def train_part(
         validation: examples that decide when to stop.
         options: how.
         title: for the progress bar; empty for none.
+        processes: those that train together, each on its share of every batch; all call this function alike.
 
     Raises:
         DataError: there is nothing to learn from, or a loss is not finite.
@@ -120,19 +123,21 @@ def train_part(
     if not train or not validation:
         raise DataError(f"Expected examples to train and to stop on, got {len(train)} and {len(validation)}.")
     begin = time.monotonic()
+    processes = processes or Processes()
     with seeded(options.seed), repaired(loaded, part) as model, _trainable(loaded, options.checkpointing):
         parameters = part.parameters()
-        fit = _Fit(model, parameters, options)
+        fit = _Fit(model, parameters, options, processes)
         (best, _), best_state, best_step = fit.measure(validation), part.state(), 0
         losses: list[float] = []
         measured, since, stopped, step = [best], 0, "steps", 0
         recent: list[float] = []
-        with Progress(title, options.steps, "steps", shown=bool(title)) as progress:
+        with Progress(title, options.steps, "steps", shown=bool(title) and processes.is_first) as progress:
             for batch in _batches(train, options):
                 recent.append(fit.update(batch, step))
                 step += 1
                 progress.update()
-                out_of_time = options.seconds is not None and time.monotonic() - begin > options.seconds
+                late = options.seconds is not None and time.monotonic() - begin > options.seconds
+                out_of_time = fit.any(late) if options.seconds is not None else False
                 if step % options.every and step < options.steps and not out_of_time:
                     continue
                 loss, accuracy = fit.measure(validation)
@@ -153,9 +158,11 @@ def train_part(
 class _Fit:
     """One optimisation: AdamW with warm-up, cosine decay and clipped gradients."""
 
-    def __init__(self, loaded: LoadedModel, parameters: list[nn.Parameter], options: TrainingOptions) -> None:
+    def __init__(
+        self, loaded: LoadedModel, parameters: list[nn.Parameter], options: TrainingOptions, processes: Processes
+    ) -> None:
         width = int(getattr(loaded.model.config.get_text_config(), "hidden_size", _WIDTH))
-        self._loaded, self._parameters, self._options = loaded, parameters, options
+        self._loaded, self._parameters, self._options, self._processes = loaded, parameters, options, processes
         self._rate = options.rate * math.sqrt(_WIDTH / max(_WIDTH, width))
         self._adam = torch.optim.AdamW(parameters, lr=self._rate, weight_decay=0.01)
         self._part_size = options.batch
@@ -175,6 +182,12 @@ class _Fit:
                     raise
             empty_cache()
             self._part_size = max(1, self._part_size // 2)
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        whole = torch.tensor(loss, device=self._loaded.device)
+        self._processes.sum([*(parameter.grad for parameter in self._parameters if parameter.grad is not None), whole])
+        loss = float(whole)
         if not math.isfinite(loss):
             raise DataError(
                 f"Expected a finite training loss, got {loss} at step {step}. Lower --rate, or load the model in "
@@ -184,11 +197,19 @@ class _Fit:
         self._adam.step()
         return loss
 
+    def any(self, flag: bool) -> bool:
+        """Return whether a flag is set in any process."""
+        total = torch.tensor(float(flag), device=self._loaded.device)
+        self._processes.sum([total])
+        return bool(total > 0)
+
     def _backward(self, batch: Sequence[TrainingExample]) -> float:
+        """Compute the gradients of a batch's mean loss on this process's share; returns its part of the loss."""
         self._adam.zero_grad(set_to_none=True)
         total = 0.0
-        for start in range(0, len(batch), self._part_size):
-            some = batch[start : start + self._part_size]
+        own = self._processes.share(batch)
+        for start in range(0, len(own), self._part_size):
+            some = own[start : start + self._part_size]
             loss = score_answers(self._loaded, some).losses.mean() * (len(some) / len(batch))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -197,7 +218,8 @@ class _Fit:
     @torch.no_grad()
     def measure(self, examples: Sequence[TrainingExample]) -> tuple[float, float]:
         """Return the mean loss of examples, and the share of those whose answer's tokens are all the likeliest."""
-        losses, correct = [], []
+        examples = self._processes.share(examples)
+        sums = torch.zeros(3, device=self._loaded.device)
         start = 0
         while start < len(examples):
             try:
@@ -208,10 +230,11 @@ class _Fit:
                 empty_cache()
                 self._part_size = max(1, self._part_size // 2)
                 continue
-            losses.append(answers.losses)
-            correct.append(answers.correct)
+            sums += torch.stack([answers.losses.sum(), answers.correct.sum(), sums.new_tensor(len(answers.losses))])
             start += self._part_size
-        return float(torch.cat(losses).mean()), float(torch.cat(correct).float().mean())
+        self._processes.sum([sums])
+        loss, correct, count = sums.tolist()
+        return loss / count, correct / count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ from medmllm_plugins.errors import OptionError
 from medmllm_plugins.interventions.repair_training import TrainingExample
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import FewShotExample, FewShotPrompt, LoadedModel, Question, VisualInput
+from medmllm_plugins.models.processes import Processes
 from medmllm_plugins.prompts.anchor_prompts import sample_documents
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_rows import variants
@@ -159,9 +160,17 @@ def answer_rows(
     return outcomes, texts
 
 
-def stored(path: Path, make: Callable[[], tuple[list[Outcome], dict[str, str]]]) -> list[Outcome]:
-    """Return the answers in a file, or make them and write the file; they are in the order of ids."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_outcomes(path, *make())
+def stored(path: Path, make: Callable[[], tuple[list[Outcome], dict[str, str]]], processes: Processes) -> list[Outcome]:
+    """Return the answers in a file, or make them and write the file; they are in the order of ids.
+
+    All processes make them together, and the first one writes.
+    """
+    is_there = path.is_file()
+    processes.wait()  # until all have looked
+    if not is_there:
+        answers = make()
+        if processes.is_first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_outcomes(path, *answers)
+        processes.wait()
     return read_outcomes(path)

@@ -25,6 +25,7 @@ from medmllm_plugins.interventions.repair_training import TrainingOptions, seede
 from medmllm_plugins.metrics.classification import Ints
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.processes import Processes
 from medmllm_plugins.models.repairs.repair_folder import DESCRIPTION, read_repair, write_repair
 from medmllm_plugins.models.repairs.repair_part import RepairPart
 from medmllm_plugins.models.repairs.repaired_model import repaired
@@ -119,6 +120,7 @@ class RepairRunner:
                 )
         self._elsewhere = self._transfers()
         self._begin = time.monotonic()
+        self._processes = Processes()
         self._claim()
 
     def _claim(self) -> None:
@@ -143,8 +145,16 @@ class RepairRunner:
                     "Choose another --output, or repeat the earlier command to go on with it."
                 )
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"digest": digest, **facts}, indent=2, default=str) + "\n")
+        self._processes.wait()  # until all have looked
+        if self._processes.is_first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps({"digest": digest, **facts}, indent=2, default=str) + "\n")
+        self._processes.wait()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process, of several that work together, writes the results."""
+        return self._processes.is_first
 
     @property
     def answers_before(self) -> Path:
@@ -275,9 +285,11 @@ class RepairRunner:
         fit = fitting(count, shuffled=shuffled, title=f"{name} ({variant})")
         assert fit.repair is not None, "settings were chosen above"
         facts = {key: getattr(fit, key) for key in ("documents", "seconds", "steps", "stopped")}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _LOG, json.dumps(facts, indent=2) + "\n")
-        write_repair(folder, fit.repair, self._loaded, name=name, task=self._task, model=self._model)
+        if self._processes.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / _LOG, json.dumps(facts, indent=2) + "\n")
+            write_repair(folder, fit.repair, self._loaded, name=name, task=self._task, model=self._model)
+        self._processes.wait()
         return fit
 
     def _rows(self, questions: QuestionSet, count: int | None, *, shuffled: bool) -> tuple[Sequence[Row], list[str]]:
@@ -314,6 +326,7 @@ class RepairRunner:
                 checkpointing=options.checkpointing,
             ),
             title=title,
+            processes=self._processes,
         )
         documents = len({row["document"] for row in rows})
         stopped = log.stopped if log.best_step else f"{log.stopped}; no step lowered the validation loss"
@@ -399,17 +412,19 @@ class RepairRunner:
             answer = partial(
                 answer_rows,
                 questions=questions,
-                rows=questions.rows,
+                rows=self._processes.share(questions.rows),
                 batch_size=self._options.batch_size,
                 shots=shots,
-                title=key,
+                title=key if self._processes.is_first else "",
             )
             if fit is None or fit.repair is None:
-                return answer(self._loaded)
-            with repaired(self._loaded, fit.repair) as model:
-                return answer(model)
+                outcomes, texts = answer(self._loaded)
+            else:
+                with repaired(self._loaded, fit.repair) as model:
+                    outcomes, texts = answer(model)
+            return self._processes.gather(outcomes), dict(self._processes.gather(list(texts.items())))
 
-        return stored(self._answers_file(key), make)
+        return stored(self._answers_file(key), make, self._processes)
 
     def _answers_file(self, key: str) -> Path:
         return self._folder / "answers" / f"{key.replace('--', '').replace(' ', '-')}.jsonl"

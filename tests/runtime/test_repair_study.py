@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medmllm_plugins import Run
 from medmllm_plugins.cli.app import main
@@ -220,3 +223,25 @@ def test_the_command_writes_a_run_and_prints_the_result(tmp_path: Path, capsys: 
 def test_wrong_arguments_are_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["repair", TASK, *words]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_result(tmp_path: Path) -> None:
+    """The reference is one process. Sums of gradients in another order differ by rounding."""
+    words = [TASK, "--model", "medm_vl", "--model_args", "pretrained=demo,device=cpu,dtype=float32", "--steps", "6"]
+    words += ["--batch", "5", "--train", "24", "--limit", "13", "--curve", "0", "--candidates", "connector_adapter"]
+    code = "import sys; from medmllm_plugins.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    (tmp_path / "start.py").write_text(code)
+    command = [str(tmp_path / "start.py"), "repair", *words, "--output"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    subprocess.run([*launcher, *command, str(tmp_path / "two")], check=True, capture_output=True, timeout=300)
+    assert main(["repair", *words, "--output", str(tmp_path / "one")]) == 0
+    (one,), (two,) = (list((tmp_path / name / "repairs").iterdir()) for name in ("one", "two"))
+    tensors = [load_file(folder / "connector_adapter" / "repair.safetensors") for folder in (one, two)]
+    for name, value in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], value, atol=1e-4, rtol=1e-3)
+    for file in ("before.jsonl", "connector_adapter/test.jsonl"):
+        answers = [read_outcomes(folder / "answers" / file) for folder in (one, two)]
+        assert len(answers[0]) == 13
+        assert [(o.id, o.predicted) for o in answers[0]] == [(o.id, o.predicted) for o in answers[1]]
+    assert len(list((tmp_path / "two" / "medmllm_runs").iterdir())) == 1

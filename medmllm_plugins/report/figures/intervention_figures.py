@@ -59,9 +59,7 @@ def interventions(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
             for panel, title in zip(axes, ("readable by a probe", "used (interchange)", "from the twin"), strict=True):
                 panel.set_title(title, loc="center" if len(rows) == 1 else "right")
     handles = {
-        label: handle
-        for panel in panels.flat
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return finish(
@@ -137,9 +135,7 @@ def _draw_interchange(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) ->
         for donor in ("same class", "noise"):
             line = sorted((x, 100 * effect.value) for x, effect in by_donor.get(donor, []) if known(effect))
             options: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2))}
-            axes.plot(
-                [x for x, _ in line], [y for _, y in line], label="controls (same class, noise)", **options
-            )
+            axes.plot([x for x, _ in line], [y for _, y in line], label="controls (same class, noise)", **options)
 
 
 def _draw_patching(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
