@@ -61,6 +61,9 @@ def repair(
     train: Annotated[
         int | None, typer.Option(metavar="N", help="Maximum number of train documents.")
     ] = DEFAULTS.train_limit,
+    validation: Annotated[
+        int | None, typer.Option(metavar="N", help="Maximum number of validation documents.")
+    ] = DEFAULTS.validation_limit,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Maximum number of test documents.")] = None,
     batch_size: Annotated[
         int, typer.Option("--batch_size", metavar="N", help="Questions answered together.")
@@ -89,6 +92,7 @@ def repair(
         rate=rate,
         batch_size=batch_size,
         train_limit=train,
+        validation_limit=validation,
         test_limit=limit,
         curve=DEFAULTS.curve if curve is None else tuple(count for count in curve if count),
         controls=controls,

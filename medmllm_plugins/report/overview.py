@@ -53,7 +53,7 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
     references = [verdict.reference for verdict in ranked]
     obstacles = {(reference.name, reference.obstacle): reference for reference in references if reference.obstacle}
-    supported: list[str] = [effect.mode for verdict in ranked for effect in verdict.diagnosis.charged]
+    supported: list[str] = [mode for verdict in ranked for mode in _modes(verdict)]
     supported += [HANDOVER for verdict in ranked if verdict.diagnosis.named == HANDOVER]
     return text(
         "verdict.txt.jinja",
@@ -65,6 +65,12 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         obstacles=obstacles.values(),
         modes=[(mode, supported.count(mode)) for mode in (*TITLES, HANDOVER) if mode in supported],
     )
+
+
+def _modes(verdict: Verdict) -> tuple[str, ...]:
+    """Return the failure modes of a model: those that patching with a twin shows, else those that probes support."""
+    diagnosis = verdict.diagnosis
+    return diagnosis.patched or tuple(effect.mode for effect in diagnosis.charged)
 
 
 def _without_models(dataset: DatasetRuns) -> str:

@@ -127,6 +127,7 @@ def test_labels_are_shuffled_among_groups(loaded: LoadedModel, data: Dataset, tm
     assert 0.1 < agreement < 0.4  # 0.25 by chance
 
 
+@pytest.mark.slow
 def test_recalibrations_undo_what_they_are_for(loaded: LoadedModel, data: Dataset, tmp_path: Path) -> None:
     """The labels of the demo are permuted or one is preferred; the class stays in the label scores."""
     question = QuestionSet(TASK, SETTINGS, data, "test").content
@@ -188,7 +189,19 @@ def test_the_time_is_divided_among_the_fits(loaded: LoadedModel, data: Dataset, 
 
 def test_the_command_writes_a_run_and_prints_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["repair", TASK, "--model", "medm_vl", "--model_args", "pretrained=demo,device=cpu,dtype=float32"]
-    words += ["--output", str(tmp_path), "--candidates", "class_bias", "--limit", "8", "--curve", "0", "--no-controls"]
+    words += [
+        "--output",
+        str(tmp_path),
+        "--candidates",
+        "class_bias",
+        "--limit",
+        "8",
+        "--validation",
+        "8",
+        "--curve",
+        "0",
+    ]
+    words += ["--no-controls"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "of 8 questions without a repair" in printed and "class_bias" in printed and "No repair helps" in printed
@@ -230,6 +243,7 @@ def test_two_processes_come_to_the_same_result(tmp_path: Path) -> None:
     """The reference is one process. Sums of gradients in another order differ by rounding."""
     words = [TASK, "--model", "medm_vl", "--model_args", "pretrained=demo,device=cpu,dtype=float32", "--steps", "6"]
     words += ["--batch", "5", "--train", "24", "--limit", "13", "--curve", "0", "--candidates", "connector_adapter"]
+    words += ["--validation", "20"]
     code = "import sys; from medmllm_plugins.cli.app import main; sys.exit(main(sys.argv[1:]))"
     (tmp_path / "start.py").write_text(code)
     command = [str(tmp_path / "start.py"), "repair", *words, "--output"]

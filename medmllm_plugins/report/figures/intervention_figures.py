@@ -27,6 +27,7 @@ _LOOK: Final[Mapping[str, tuple[str, str, Any]]] = {
 }
 """Colour, marker and dashes of the tokens whose states are read or put in."""
 _NAMES: Final = {"image": "image tokens", "last": "last token", "all": "all tokens"}
+_TITLES: Final = ("readable by a probe", "used (interchange)", "from the twin")
 _ENDS: Final = {"vision": 0, "connector": 1, "llm.embed": 2}
 """Positions of what comes before the blocks of the LLM."""
 
@@ -54,10 +55,10 @@ def interventions(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
             draw(panel, evidence, {name: index for index, name in enumerate(layers)})
             _label_layers(panel, layers)
         if len(rows) > 1:
-            axes[0].set_title(cut(evidence.subject.label, 30), loc="left")
+            axes[0].set_ylabel(f"{cut(evidence.subject.label, 24)}\n{axes[0].get_ylabel()}")
         if row == 0:
-            for panel, title in zip(axes, ("readable by a probe", "used (interchange)", "from the twin"), strict=True):
-                panel.set_title(title, loc="center" if len(rows) == 1 else "right")
+            for panel, title in zip(axes, _TITLES, strict=True):
+                panel.set_title(title)
     handles = {
         label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
@@ -122,9 +123,13 @@ def _draw_probes(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None
 
 
 def _draw_interchange(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
+    axes.set_ylim(-8, 108)
     axes.set_ylabel("effect, percent")
     if evidence.exchanged is None:
         _say(axes, "no interchange")
+        return
+    if not any(known(point.effect) for point in evidence.exchanged.points):
+        _say(axes, "label scores do not\nseparate the classes")
         return
     for tokens in ("image", "last"):
         by_donor: dict[str, list[tuple[int, Estimate]]] = {}
@@ -139,6 +144,7 @@ def _draw_interchange(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) ->
 
 
 def _draw_patching(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
+    axes.set_ylim(-8, 108)
     axes.set_ylabel("restored, percent")
     if evidence.patched is None:
         _say(axes, "no twin")
