@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medmllm_plugins.models.base import Generation, LoadedModel, Question, VisualInput, Watch
 from medmllm_plugins.models.families.family import ImageStage
+from medmllm_plugins.models.generation import Prefill
 from medmllm_plugins.models.repairs.repair_part import RepairPart
 from medmllm_plugins.models.repairs.score_map import ScoreMap
 
@@ -87,6 +88,14 @@ class RepairedModel(LoadedModel):
     def rows_per_document(self, stage: ImageStage, inputs: Mapping[str, Tensor]) -> list[int]:
         """Return how many entries of a stage's first output axis belong to each document."""
         return self.base.rows_per_document(stage, inputs)
+
+    def image_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return which tokens of the prompts are replaced by image features."""
+        return self.base.image_positions(inputs)
+
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Prefill:
+        """Run prompts and images through the model once."""
+        return self.base.prefill(inputs)
 
     def generate(
         self,
