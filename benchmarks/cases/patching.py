@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Benchmark, Details, Run, Sides, expect
 from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images
-from medmllm_plugins.data.layouts.phantoms import LABELS
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, patch_sites, patch_twins
 from medmllm_plugins.models.stages import EMBED, layers_of
@@ -28,12 +27,12 @@ Texts = list[list[str]]
 
 
 def batched(models: Sequence[MeasuredModel], pictures: Sequence[Image], sites: Sequence[PatchSite]) -> Texts:
-    """Patch as this package does, label scores included."""
+    """Patch as this package does, without label scores."""
     texts: Texts = [[] for _ in range(2 * len(sites))]
     first, second = (model.loaded for model in models)
     for start in range(0, len(pictures), BATCH):
         batch = list(pictures[start : start + BATCH])
-        sides = patch_twins(first, second, QUESTION, batch, LABELS, sites, max_new_tokens=TOKENS)
+        sides = patch_twins(first, second, QUESTION, batch, (), sites, max_new_tokens=TOKENS)
         rows = [side[site] for side in sides for site in sites]
         for kept, answers in zip(texts, rows, strict=True):
             kept += [answer.text for answer in answers]
@@ -44,7 +43,7 @@ def batched(models: Sequence[MeasuredModel], pictures: Sequence[Image], sites: S
 def plain_hooks(models: Sequence[MeasuredModel], pictures: Sequence[Image], sites: Sequence[PatchSite]) -> Texts:
     """Record the donor's states with hooks, and generate for each document and site with a hook that replaces them.
 
-    No label is scored, and every site needs a whole pass.
+    Every site needs a whole pass.
     """
     texts: Texts = []
     for recipient, donor in (models, models[::-1]):
@@ -169,7 +168,7 @@ def setup(run: Run, documents: int) -> Sides:
 
 BENCHMARK = Benchmark(
     name="patching",
-    ours=f"patch_twins: resumed passes, {BATCH} documents at a time, label scores included",
+    ours=f"patch_twins: resumed passes, {BATCH} documents at a time, texts alone",
     baseline="plain hooks and transformers' generate, one document and one site at a time",
     setup=setup,
     sizes={"tiny": {"documents": 32}, "quick": {"documents": 2}},

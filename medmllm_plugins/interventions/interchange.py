@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, RecordedPass
-from medmllm_plugins.interventions.twin_patching import PatchSite, check_same_tokens, mixed_states
+from medmllm_plugins.interventions.twin_patching import PatchSite, check_same_tokens, mixed_states, resumed
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, score_labels
 from medmllm_plugins.models.stages import is_block, layers_of
@@ -113,7 +113,7 @@ def interchange(
         mixed = mixed_states(exchange.site, own, states, parts.image)
         # Qwen3-VL adds features of the image behind early blocks; they go with the image tokens.
         with_image = connectors if exchange.site.tokens != "last" else None
-        scores[exchange] = label_scores(loaded, own.resume(exchange.site.layer, mixed, with_image), label_ids)
+        scores[exchange] = label_scores(loaded, resumed(exchange.site, own, mixed, with_image), label_ids)
     clean: list[tuple[Literal["own"] | DonorClass, RecordedPass]] = [("own", own), *passes.items()]
     for name, recorded in clean:
         # Scoring extends the cache, from which further passes of this one are resumed.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from medmllm_plugins.interventions.interchange import label_scores
 from medmllm_plugins.interventions.recorded_pass import RecordedPass
-from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states
+from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import branch_cache
@@ -181,7 +181,7 @@ def steer(
         exact = states.float()
         moved = exact + push.dose * exact.norm(dim=-1, keepdim=True) * units[:, None]
         mixed = mixed_states(push.site, own, (moved.to(states),), image)
-        scores[push] = label_scores(loaded, own.resume(push.site.layer, mixed), label_ids)
+        scores[push] = label_scores(loaded, resumed(push.site, own, mixed), label_ids)
     # Scoring extends the cache, from which further passes are resumed.
     start = replace(own.start, cache=branch_cache(own.start.cache))
     scores["own"] = label_scores(loaded, start, label_ids)

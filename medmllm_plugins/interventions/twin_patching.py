@@ -95,7 +95,7 @@ def patch_twins(
         donor: the model that restores it.
         question: the question.
         images: one visual input a document.
-        labels: the labels to score.
+        labels: the labels to score; empty for none.
         sites: where states are put in.
         max_new_tokens: the most tokens of an answer.
 
@@ -123,7 +123,7 @@ def patch_twins(
                 answers[site] = _answers(twin, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
             else:
                 theirs = own.moved(other.states[site.layer])
-                start = own.resume(site.layer, mixed_states(site, own, theirs, twin.image_positions(own.inputs)))
+                start = resumed(site, own, mixed_states(site, own, theirs, twin.image_positions(own.inputs)))
                 answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
         # Answering extends the cache, which the other direction starts from.
         clean = replace(own.start, cache=branch_cache(own.start.cache))
@@ -151,11 +151,26 @@ def mixed_states(site: PatchSite, own: RecordedPass, theirs: tuple[Tensor, ...],
     return tuple(torch.where(chosen[:, :, None].to(mine.device), their, mine) for mine, their in pairs)
 
 
+def resumed(
+    site: PatchSite, own: RecordedPass, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None
+) -> Prefill:
+    """Return the state after the prompts of a pass with other states of the chosen tokens, see :func:`mixed_states`.
+
+    ``connectors`` are outputs of the connectors that go with image tokens, see
+    :meth:`~medmllm_plugins.interventions.recorded_pass.RecordedPass.resume`.
+    """
+    if site.tokens == "last" and site.layer not in IMAGE_SITES:
+        return own.resume_last(site.layer, states)
+    return own.resume(site.layer, states, connectors)
+
+
 @torch.no_grad()
 def _answers(
     loaded: LoadedModel, model: Any, start: Prefill, label_ids: list[list[list[int]]], max_new_tokens: int
 ) -> list[PatchedAnswer]:
-    scores = score_labels(model, start, label_ids, prefix_length=loaded.prefix_length).tolist()
+    scores: list[list[float]] = [[] for _ in label_ids]
+    if label_ids[0]:
+        scores = score_labels(model, start, label_ids, prefix_length=loaded.prefix_length).tolist()
     rows = greedy(model, start, max_new_tokens=max_new_tokens, eos_token_ids=loaded.eos_token_ids)
     decode = loaded.tokenizer.decode
     texts = [str(decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for row in rows]

@@ -151,3 +151,33 @@ def test_blocks_below_the_site_are_not_computed(load: Callable[[str], LoadedMode
         for handle in handles:
             handle.remove()
     assert calls == ["llm.04", "llm.05"]
+
+
+@pytest.mark.parametrize("kind", ["demo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES)])
+def test_the_last_token_alone_gives_what_the_whole_prompt_gives(load: Callable[[str], LoadedModel], kind: str) -> None:
+    """The reference computes all tokens of the prompt again behind the site."""
+    model = load(kind)
+    blocks = [layer.name for layer in layers_of(model) if layer.name.startswith("llm.")]
+    inputs = prepared(model)
+    recorded = RecordedPass(model, inputs, blocks)
+    generator = torch.Generator().manual_seed(0)
+    for site in blocks:
+        (own,) = recorded.states[site]
+        states = own.clone()
+        states[:, -1] += own[:, -1].std() * torch.randn(own[:, -1].shape, generator=generator)
+        whole = outputs(model, recorded.resume(site, (states,)))
+        alone = outputs(model, recorded.resume_last(site, (states,)))
+        torch.testing.assert_close(alone[0], whole[0], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(alone[1], whole[1], atol=2e-4, rtol=1e-3)
+        assert alone[2] == whole[2]
+    # The clean pass is as it was.
+    own_start = recorded.resume(blocks[0], recorded.states[blocks[0]])
+    torch.testing.assert_close(own_start.logits, recorded.start.logits, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_prompts_that_are_not_causal_are_computed_whole(load: Callable[[str], LoadedModel]) -> None:
+    """PaliGemma's prompts see all of themselves; Gemma 3 and Mistral (LLaVA-NeXT) have sliding windows."""
+    whole = {kind for kind in FAMILIES if not RecordedPass(load(kind), prepared(load(kind)), ())._sees_no_later_token()}
+    assert "paligemma" in whole and "llava" not in whole
+    assert whole <= {"paligemma", "gemma3", "llava_next"}
