@@ -36,7 +36,7 @@ class QuestionSet:
     """
 
     def __init__(self, name: str, settings: TaskSettings, data: Dataset, fold: Fold, limit: int | None = None) -> None:
-        """Choose the rows; with a ``limit`` so many documents, evenly from the classes.
+        """Choose the rows; with a ``limit`` at most that number of documents, evenly from the classes.
 
         Raises:
             OptionError: the task asks about every document in several ways.
@@ -55,7 +55,7 @@ class QuestionSet:
         return self.content.rows.classes
 
     def first_documents(self, count: int, seed: int = 0) -> list[Row]:
-        """Return the rows of so many documents, evenly from the classes, each group once before any comes again."""
+        """Return the rows of ``count`` documents, evenly from the classes, each group once before any comes again."""
         documents = list({row["document"]: self.content.document(row) for row in self.rows}.values())
         finding = self.content.settings.finding or None
         if self.content.settings.dataset.kind == "multilabel" and finding is None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from support.run_folders import Folder, outcomes
 
 from medmllm_plugins.metrics.intervals import Estimate
 from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.report.overview import overview
+from medmllm_plugins.report.overview import _modes, overview
 from medmllm_plugins.report.report_files import write_report
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import DatasetRuns, collect_runs
@@ -26,6 +27,7 @@ from medmllm_plugins.report.run_pairs import model_differences, paired_differenc
 from medmllm_plugins.report.tables import answer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.results.comparison import compare
+from medmllm_plugins.results.probe_records import Diagnosis, Effect
 
 
 def part_of(*made: Folder) -> DatasetRuns:
@@ -352,3 +354,12 @@ def test_a_model_that_could_not_be_read_is_not_ranked(tmp_path: Path) -> None:
     assert "phantoms" not in said
     only = said_of(part_of(Folder(tmp_path / "d").answers("med_cls_toy", unread(outcomes()))))
     assert "No answer could be read" in only
+
+
+def test_the_overview_names_what_patching_shows_before_what_probes_support() -> None:
+    loss = Effect(
+        mode="mapping", loss=Estimate(0.7, 0.6, 0.8), verdict="supported", why="", before="llm", after="answer"
+    )
+    for patched, expected in ((("connector",), ("connector",)), ((), ("mapping",))):
+        verdict: Any = SimpleNamespace(diagnosis=Diagnosis(effects=(loss,), patched=patched))
+        assert _modes(verdict) == expected
