@@ -361,8 +361,11 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def answer_loss(model: Any, inputs: dict[str, Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean loss on the answers' tokens, and which of B rows have all of them correct, (B,), bool."""
-    states = model.model(**inputs, use_cache=False).last_hidden_state
+    """Return the mean loss on the answers' tokens, and which of B rows have all of them correct, (B,), bool.
+
+    ``targets``, (B, T), are the next tokens at the last T positions of the inputs, -100 where there is none to learn.
+    """
+    states = model.model(**inputs, use_cache=False).last_hidden_state[:, -targets.shape[1] :]
     rows, columns = (targets != -100).nonzero(as_tuple=True)
     # Logits of the other positions would take a tenth of the time.
     logits, wanted = model.lm_head(states[rows, columns]), targets[rows, columns]
