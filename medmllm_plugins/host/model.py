@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -11,7 +12,7 @@ from loguru import logger
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.host import envelope
-from medmllm_plugins.host.model_arguments import local_device, merged, run_folder, twin_options
+from medmllm_plugins.host.model_arguments import DISK, MEMORY, local_device, merged, run_folder, twin_options
 from medmllm_plugins.host.task_dataset import TaskDataset
 from medmllm_plugins.host.task_loading import new_session
 from medmllm_plugins.host.task_requests import check_settings, check_twin, read_request
@@ -20,12 +21,13 @@ from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import ModelSpec
 from medmllm_plugins.runtime.answer_loop import AnswerOptions
-from medmllm_plugins.runtime.answering import Twin, answer_requests
+from medmllm_plugins.runtime.answering import answer_requests
 from medmllm_plugins.runtime.batches import AUTO, LARGEST, BatchSize, positive
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
 from medmllm_plugins.runtime.run_session import RunSession
+from medmllm_plugins.runtime.twin import Twin
 
 
 class MedicalMLLM(lmms):
@@ -43,6 +45,8 @@ class MedicalMLLM(lmms):
         twin: a second checkpoint of the same architecture, whose states med_patch tasks put in. It is loaded like the
             first, but neither quantised nor with its adapter or repair.
         twin_peft: a LoRA adapter of the twin.
+        twin_states: ``"memory"``: both are loaded; ``"disk"``: they take turns on the device, and states go from one to
+            the other through files.
         loading: the other fields of :class:`~medmllm_plugins.models.options.LoadOptions`, such as ``dtype``. Any other
             argument is an error that lists the known ones.
 
@@ -66,11 +70,12 @@ class MedicalMLLM(lmms):
         run_dir: str | None = None,
         twin: str | None = None,
         twin_peft: str | None = None,
+        twin_states: str = MEMORY,
         **loading: Any,
     ) -> None:
         super().__init__()
         if unknown := sorted(set(loading) - set(LoadOptions.__slots__)):
-            own = ("batch_size", "max_batch_size", "max_new_tokens", "run_dir", "twin", "twin_peft")
+            own = {*signature(MedicalMLLM).parameters} - {"loading"}
             known = ", ".join(sorted({*LoadOptions.__slots__, *own}))
             raise OptionError(f"{self.spec.name}: expected model arguments among {known}, got {unknown}.")
         if pretrained is None:
@@ -91,9 +96,11 @@ class MedicalMLLM(lmms):
         }
         self.options = LoadOptions(**{**loading, **texts, "pretrained": str(pretrained)})
         self.options.check()
-        self.twin_options = twin_options(self.options, twin, twin_peft)
+        twin_loading = twin_options(self.options, twin, twin_peft, twin_states)
+        self._twin = None
+        if twin_loading is not None:
+            self._twin = Twin(lambda run: self._load(run, twin_loading), twin_loading, in_turn=twin_states == DISK)
         self._loaded: LoadedModel | None = None
-        self._loaded_twin: LoadedModel | None = None
         self._own_session: RunSession | None = None
 
     @classmethod
@@ -120,13 +127,6 @@ class MedicalMLLM(lmms):
             self._loaded = self._load(run, self.options)
         return self._loaded
 
-    def _load_twin(self, run: EvaluationRun) -> LoadedModel:
-        """Return the twin, likewise."""
-        assert self.twin_options is not None, "called where a twin is named"
-        if self._loaded_twin is None:
-            self._loaded_twin = self._load(run, self.twin_options)
-        return self._loaded_twin
-
     def _load(self, run: EvaluationRun, options: LoadOptions) -> LoadedModel:
         with run.stage("load", self.device):
             loaded = load_model(self.spec, options)
@@ -145,8 +145,7 @@ class MedicalMLLM(lmms):
         """
         parsed = [read_request(request, self.task_dict) for request in requests]
         check_settings(parsed, self.spec.name)  # before the weights are loaded
-        twin = None if self.twin_options is None else Twin(self._load_twin, self.twin_options)
-        check_twin(parsed, twin)
+        check_twin(parsed, self._twin)
         options = AnswerOptions(
             model=self.spec.name,
             device=self.device,
@@ -159,7 +158,7 @@ class MedicalMLLM(lmms):
         replies: dict[RequestKey, Reply] = {}
         for session, group in self._by_session(parsed):
             session.run.run_dir = self.run_dir
-            replies |= answer_requests(self.load, self.options, group, session.run, options, twin)
+            replies |= answer_requests(self.load, self.options, group, session.run, options, self._twin)
         return [_result(request, replies[request.key]) for request in parsed]
 
     def _by_session(self, requests: Sequence[TaskRequest]) -> list[tuple[RunSession, list[TaskRequest]]]:
@@ -179,7 +178,9 @@ class MedicalMLLM(lmms):
         for data in self.task_dict.values():
             if isinstance(data, TaskDataset):  # where all answers were cached, nothing else names the folder
                 data.session.run.run_dir = self.run_dir
-        self._loaded = self._loaded_twin = None
+        self._loaded = None
+        if self._twin is not None:
+            self._twin.forget()
         super().clean()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

@@ -6,11 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.host.flags import parse_pairs
 from medmllm_plugins.models.options import LoadOptions
+
+MEMORY: Final = "memory"
+"""Both twins are loaded at once."""
+DISK: Final = "disk"
+"""Twins are loaded in turn; their states are kept in files."""
 
 
 def merged(model: str, text: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,17 +54,21 @@ def run_folder(run_dir: str | None) -> str | None:
     return str(path)
 
 
-def twin_options(options: LoadOptions, twin: str | None, peft: str | None) -> LoadOptions | None:
+def twin_options(options: LoadOptions, twin: str | None, peft: str | None, states: str) -> LoadOptions | None:
     """Return how the twin of a model is loaded; ``None`` without one.
 
     It is on the same device and of the same type; adapter, repair and quantisation are those of the model alone.
 
     Raises:
-        OptionError: an adapter is named without a twin.
+        OptionError: an adapter, or where states are kept, is named without a twin; or ``states`` is neither
+            :data:`MEMORY` nor :data:`DISK`.
     """
+    if states not in (MEMORY, DISK):
+        raise OptionError(f"Expected argument `twin_states` to be {MEMORY} or {DISK}, got {states!r}.")
     if twin is None:
-        if peft is not None:
-            raise OptionError("Expected `twin_peft` together with `twin`, got it alone. Add twin=CHECKPOINT.")
+        for name, missing in (("twin_peft", peft is None), ("twin_states", states == MEMORY)):
+            if not missing:
+                raise OptionError(f"Expected `{name}` together with `twin`, got it alone. Add twin=CHECKPOINT.")
         return None
     # The code of another checkpoint than the one that was trusted must not run.
     trusted = options.trust_remote_code if str(twin) == options.pretrained else None

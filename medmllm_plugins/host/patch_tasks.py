@@ -18,6 +18,7 @@ from medmllm_plugins.host.steering_results import write_steering_results
 from medmllm_plugins.host.tasks import ChatClassification, ClassificationTask, SimpleClassification
 from medmllm_plugins.host.twin_results import TwinResults
 from medmllm_plugins.interventions.patch_effects import MODULES
+from medmllm_plugins.interventions.twin_patching import TWIN
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.prompts.task_settings import Purpose
@@ -27,7 +28,6 @@ from medmllm_plugins.results.knockout_records import Knockout
 from medmllm_plugins.results.manifest import PatchEntry
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.steering_records import Steering
-from medmllm_plugins.runtime.patch_loop import TWIN
 
 
 class PatchingTask(ClassificationTask):

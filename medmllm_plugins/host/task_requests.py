@@ -11,9 +11,9 @@ from loguru import logger
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.host.flags import check_generation
 from medmllm_plugins.host.task_dataset import TaskDataset
-from medmllm_plugins.runtime.answering import Twin
 from medmllm_plugins.runtime.patch_loop import NO_TWIN
 from medmllm_plugins.runtime.requests import TaskRequest
+from medmllm_plugins.runtime.twin import Twin
 
 
 def read_request(request: Instance, datasets: Mapping[str, Any]) -> TaskRequest:

@@ -13,14 +13,14 @@ from medmllm_plugins.errors import DataError
 from medmllm_plugins.host.planned_replies import classes_and_groups
 from medmllm_plugins.interventions.patch_effects import twin_effects
 from medmllm_plugins.interventions.patch_summary import headline
-from medmllm_plugins.interventions.twin_patching import Answers, PatchedAnswer
+from medmllm_plugins.interventions.twin_patching import MODEL, TWIN, Answers, PatchedAnswer
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.results.file_names import file_stem
 from medmllm_plugins.results.patch_files import PatchedOutcome, write_patching
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
-from medmllm_plugins.runtime.patch_loop import MODEL, TWIN, PatchKey
+from medmllm_plugins.runtime.patch_replies import PatchKey
 
 
 class TwinResults:

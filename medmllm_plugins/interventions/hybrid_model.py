@@ -1,8 +1,13 @@
-"""Two models as one: all that is computed up to a site comes from one of them, all after it from the other."""
+"""Two models as one: all that is computed up to a site comes from one of them, all after it from the other.
+
+Where the two are not loaded at once, the states of tokens that follow the prompts, such as those of labels, are
+recorded in one (:class:`LabelRecorder`) and handed to the other later (:class:`LabelReplay`), with the same result.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -67,6 +72,51 @@ class HybridModel:
         states = self._upper.moved(tuple(parts[0] for parts in recorded))
         # No image comes after the prompt, so no connector is called.
         with self._upper.holding(self._site, states, ()):
+            return self._upper.model(**inputs, **cache_option(self._upper.model, cache))
+
+    __call__ = forward
+
+
+class LabelRecorder:
+    """A model that records the states of labels' tokens while they are scored.
+
+    Attributes:
+        states: states by site; empty where no label has more than one token.
+    """
+
+    def __init__(self, own: RecordedPass, sites: Collection[str]) -> None:
+        """``own`` is a pass over the prompts, ``sites`` are layers of the LLM."""
+        self._own, self._sites = own, sites
+        self.config, self.dtype = own.model.config, own.model.dtype
+        self.states: dict[str, tuple[Tensor, ...]] = {}
+
+    @torch.no_grad()
+    def forward(self, *, cache: DynamicCache, **inputs: Any) -> Any:
+        """Run tokens of labels through the model, as it would be called."""
+        with ExitStack() as stack:
+            recorded = {
+                site: [stack.enter_context(recording(layer)) for layer in self._own.layers_at(site)]
+                for site in self._sites
+            }
+            output = self._own.model(**inputs, **cache_option(self._own.model, cache))
+        self.states = {site: tuple(parts[0] for parts in by_module) for site, by_module in recorded.items()}
+        return output
+
+    __call__ = forward
+
+
+class LabelReplay:
+    """The upper part of a model, with recorded states of prompts and of labels' tokens below it."""
+
+    def __init__(self, upper: RecordedPass, site: str, of_labels: tuple[Tensor, ...]) -> None:
+        """``of_labels`` are states of the labels' tokens at the site, as a :class:`LabelRecorder` has them."""
+        self._upper, self._site, self._of_labels = upper, site, of_labels
+        self.config, self.dtype = upper.model.config, upper.model.dtype
+
+    @torch.no_grad()
+    def forward(self, *, cache: DynamicCache, **inputs: Any) -> Any:
+        """Run the tokens of labels through the upper part, as the model would be called."""
+        with self._upper.holding(self._site, self._of_labels, ()):
             return self._upper.model(**inputs, **cache_option(self._upper.model, cache))
 
     __call__ = forward

@@ -5,7 +5,8 @@ answer to the other class, and pushes of the same length in other directions do 
 reads. A direction that moves nothing shows no more than that: models may read along other directions than probes.
 
 The dose is the length of the push as a share of each token's norm. Controls of equal length are random directions and
-the probe's own direction with its coordinates permuted.
+the probe's own direction with its coordinates permuted. Strong pushes leave the range of states that the model knows
+and break answers; how likely the model without the push finds an answer shows that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.generation import branch_cache
+from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
 from medmllm_plugins.models.stages import is_block, layers_of
 
 Direction: TypeAlias = Literal["probe", "opposite", "random", "permuted"]
@@ -39,6 +40,8 @@ DOSES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Length of the push, as a share of each token's norm."""
 STEERED_BLOCKS: Final = 4
 """About how many blocks are steered where a task does not say."""
+_TOGETHER: Final = 16
+"""Answers to a document whose tokens are scored at a time."""
 _STRENGTH: Final = 0.01
 """Inverse L2 strength of the probes, on standardised features."""
 
@@ -75,6 +78,22 @@ class ProbeDirections:
         difference = self.weights[target] - self.weights[own]
         norm = difference.norm()
         return difference / norm if norm > 0 else difference
+
+
+@dataclass(frozen=True, slots=True)
+class PushedAnswer:
+    """A model's answer to one document.
+
+    Attributes:
+        text: the generated text.
+        scores: log-probability of each label, in nats.
+        surprise: mean of -log p of the answer's tokens in the model without the push, in nats; NaN for no tokens. The
+            answer's perplexity is its exponential.
+    """
+
+    text: str
+    scores: tuple[float, ...]
+    surprise: float
 
 
 def steering_sites(loaded: LoadedModel, *, every: int = 0) -> tuple[PatchSite, ...]:
@@ -154,8 +173,9 @@ def steer(
     pairs: Sequence[tuple[int, int]],
     *,
     seeds: Sequence[int],
-) -> dict[Push | Literal["own"], list[tuple[float, ...]]]:
-    """Score the labels of a batch of documents with states pushed.
+    max_new_tokens: int = 16,
+) -> dict[Push | Literal["own"], list[PushedAnswer]]:
+    """Answer about a batch of documents with states pushed.
 
     Args:
         loaded: the model.
@@ -166,26 +186,68 @@ def steer(
         directions: the probe at each site.
         pairs: class of each document, and the class toward which it is pushed.
         seeds: of random directions and permutations, one a document.
+        max_new_tokens: the most tokens of an answer.
 
     Returns:
-        Log-probabilities of the labels by push, and without one (``own``), in nats, document by document.
+        The answers by push, and without one (``own``), document by document.
     """
     inputs = loaded.prepare([question] * len(images), images)
     own = RecordedPass(loaded, inputs, {push.site.layer for push in pushes})
     image = loaded.image_positions(inputs)
     label_ids = [loaded.label_ids(question, labels)] * len(images)
     scores: dict[Push | Literal["own"], list[tuple[float, ...]]] = {}
-    for push in pushes:
-        (states,) = own.states[push.site.layer]
-        units = _units(push.direction, directions[push.site], pairs, seeds).to(states.device)
-        exact = states.float()
-        moved = exact + push.dose * exact.norm(dim=-1, keepdim=True) * units[:, None]
-        mixed = mixed_states(push.site, own, (moved.to(states),), image)
-        scores[push] = label_scores(loaded, resumed(push.site, own, mixed), label_ids)
-    # Scoring extends the cache, from which further passes are resumed.
-    start = replace(own.start, cache=branch_cache(own.start.cache))
-    scores["own"] = label_scores(loaded, start, label_ids)
-    return scores
+    tokens: dict[Push | Literal["own"], list[list[int]]] = {}
+
+    def answer(condition: Push | Literal["own"], start: Prefill) -> None:
+        scores[condition] = label_scores(loaded, start, label_ids)
+        ends = loaded.eos_token_ids
+        tokens[condition] = greedy(loaded.model, start, max_new_tokens=max_new_tokens, eos_token_ids=ends)
+
+    # Answering extends the cache, from which further passes are resumed.
+    clean = replace(own.start, cache=branch_cache(own.start.cache))
+    with torch.no_grad():
+        answer("own", clean)
+        for push in pushes:
+            (states,) = own.states[push.site.layer]
+            units = _units(push.direction, directions[push.site], pairs, seeds).to(states.device)
+            exact = states.float()
+            moved = exact + push.dose * exact.norm(dim=-1, keepdim=True) * units[:, None]
+            mixed = mixed_states(push.site, own, (moved.to(states),), image)
+            answer(push, resumed(push.site, own, mixed))
+        surprises = _surprises(loaded, own.start, list(tokens.values()))
+    return {
+        condition: [
+            PushedAnswer(_text(loaded, row), some, surprise)
+            for row, some, surprise in zip(rows, scores[condition], values, strict=True)
+        ]
+        for (condition, rows), values in zip(tokens.items(), surprises, strict=True)
+    }
+
+
+def _surprises(loaded: LoadedModel, start: Prefill, answers: Sequence[list[list[int]]]) -> list[list[float]]:
+    """Return the surprise of each answer after the prompts as they are.
+
+    Args:
+        loaded: the model.
+        start: its state after B prompts.
+        answers: tokens of the B answers under each condition.
+    """
+    distinct = [sorted({tuple(rows[index]) for rows in answers} - {()}) for index in range(len(start.logits))]
+    distinct = [some or [(0,)] for some in distinct]  # a token whose value nothing reads
+    known: list[dict[tuple[int, ...], float]] = [{(): math.nan} for _ in distinct]
+    for first in range(0, max(map(len, distinct)), _TOGETHER):
+        parts = [some[first : first + _TOGETHER] for some in distinct]
+        width = max(map(len, parts))
+        # Documents with fewer answers score one of theirs again.
+        padded = [[*part, *[some[0]] * (width - len(part))] for part, some in zip(parts, distinct, strict=True)]
+        rows = score_labels(loaded.model, start, padded).tolist()
+        for by_answer, ids, values in zip(known, padded, rows, strict=True):
+            by_answer.update({answer: -value / len(answer) for answer, value in zip(ids, values, strict=True)})
+    return [[known[index][tuple(row)] for index, row in enumerate(rows)] for rows in answers]
+
+
+def _text(loaded: LoadedModel, tokens: list[int]) -> str:
+    return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _units(

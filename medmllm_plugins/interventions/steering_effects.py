@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Final, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import logsumexp
 
-from medmllm_plugins.interventions.steering import STEERING_CONTROLS, ProbeDirections, Push
+from medmllm_plugins.interventions.steering import STEERING_CONTROLS, ProbeDirections, Push, PushedAnswer
 from medmllm_plugins.interventions.twin_patching import PatchSite
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
@@ -24,17 +25,46 @@ from medmllm_plugins.metrics.intervals import (
 )
 from medmllm_plugins.results.steering_records import Steering, SteeringPoint, SteeringProbe
 
-Scores = Mapping[Push | Literal["own"], Sequence[tuple[float, ...]]]
+Answers: TypeAlias = Mapping[Push | Literal["own"], Sequence[PushedAnswer]]
+Bools: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 LEAST_MASS: Final = 0.5
 """Below this share of the probability that labels have without a push, the push breaks answers and is not chosen."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """The answers under one condition as arrays: label scores, (n, K); which were read, (n,); surprise, (n,)."""
+
+    scores: Floats
+    parsed: Bools
+    surprise: Floats
+
+    @classmethod
+    def of(cls, answers: Sequence[PushedAnswer], read: Callable[[str], int]) -> _Rows:
+        return cls(
+            np.array([answer.scores for answer in answers], dtype=np.float64),
+            np.array([read(answer.text) >= 0 for answer in answers]),
+            np.array([answer.surprise for answer in answers], dtype=np.float64),
+        )
+
+    def on_labels(self, chosen: Bools) -> float:
+        """Return the probability of all labels together."""
+        return float(np.exp(logsumexp(self.scores[chosen], axis=1)).mean())
+
+    def perplexity(self, chosen: Bools) -> float:
+        """Return the perplexity of the answers; NaN where none has a token."""
+        surprise = self.surprise[chosen]
+        surprise = surprise[~np.isnan(surprise)]
+        return float(np.exp(surprise.mean())) if len(surprise) else math.nan
+
+
 def steering_effects(
-    scores: Scores,
+    answers: Answers,
     truth: Ints,
     target: Ints,
     group: Ints,
     probes: Mapping[PatchSite, ProbeDirections],
+    read: Callable[[str], int],
     *,
     seed: int = 0,
 ) -> Steering:
@@ -44,23 +74,27 @@ def steering_effects(
     not better than it is by chance.
 
     Args:
-        scores: label scores of all documents by push, and without one (``own``).
+        answers: answers about all documents by push, and without one (``own``).
         truth: (n,) classes of the documents.
         target: (n,) classes toward which they are pushed.
         group: (n,) groups of the documents.
         probes: the probes by site.
+        read: returns the class that an answer names, -1 for none.
         seed: of the halves and the bootstrap resamples.
     """
     _, group = np.unique(group, return_inverse=True)
-    own = np.array(scores["own"], dtype=np.float64)
-    pushed = {push: np.array(rows, dtype=np.float64) for push, rows in scores.items() if isinstance(push, Push)}
+    by_condition = {condition: _Rows.of(rows, read) for condition, rows in answers.items()}
+    own = by_condition["own"]
+    pushed = {push: rows for push, rows in by_condition.items() if isinstance(push, Push)}
     everyone = np.ones(len(truth), dtype=bool)
     points = _points(own, pushed, truth, target, group, everyone, seed)
     half = np.isin(group, np.random.default_rng(seed).permutation(group.max() + 1)[: (group.max() + 1) // 2])
     result = Steering(
         n=len(truth),
         groups=int(group.max()) + 1,
-        on_labels=float(np.exp(logsumexp(own, axis=1)).mean()),
+        on_labels=own.on_labels(everyone),
+        parsed=float(own.parsed.mean()),
+        perplexity=own.perplexity(everyone),
         probes=tuple(
             SteeringProbe(layer=site.layer, tokens=site.tokens, accuracy=probe.accuracy)
             for site, probe in probes.items()
@@ -92,16 +126,16 @@ def _chosen(points: Mapping[Push, SteeringPoint], on_labels: float) -> Push | No
 
 
 def _points(
-    own: Floats,
-    pushed: Mapping[Push, Floats],
+    own: _Rows,
+    pushed: Mapping[Push, _Rows],
     truth: Ints,
     target: Ints,
     group: Ints,
-    chosen: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    chosen: Bools,
     seed: int,
 ) -> dict[Push, SteeringPoint]:
     documents = np.arange(int(chosen.sum()))
-    own, truth, target = own[chosen], truth[chosen], target[chosen]
+    truth, target = truth[chosen], target[chosen]
     group = np.unique(group[chosen], return_inverse=True)[1].astype(np.intp)
 
     def margin(rows: Floats) -> Floats:
@@ -109,9 +143,10 @@ def _points(
         result: Floats = rows[documents, target] - rows[documents, truth]
         return result
 
-    before, already = margin(own), own.argmax(1) == target
-    shifts = [margin(rows[chosen]) - before for rows in pushed.values()]
-    flips = [((rows[chosen].argmax(1) == target) & ~already).astype(np.float64) for rows in pushed.values()]
+    before, already = margin(own.scores[chosen]), own.scores[chosen].argmax(1) == target
+    scores = [rows.scores[chosen] for rows in pushed.values()]
+    shifts = [margin(some) - before for some in scores]
+    flips = [((some.argmax(1) == target) & ~already).astype(np.float64) for some in scores]
     rows = np.array([*shifts, *flips])
     values, resampled = bootstrap(
         lambda weights: {"": (rows @ weights / weights.sum(0)).T},
@@ -136,9 +171,11 @@ def _points(
                 bounds=SHARE,
                 inflation=float(inflation[index]),
             ),
-            on_labels=float(np.exp(logsumexp(scores[chosen], axis=1)).mean()),
+            on_labels=answered.on_labels(chosen),
+            parsed=float(answered.parsed[chosen].mean()),
+            perplexity=answered.perplexity(chosen),
         )
-        for index, (push, scores) in enumerate(pushed.items())
+        for index, (push, answered) in enumerate(pushed.items())
     }
 
 

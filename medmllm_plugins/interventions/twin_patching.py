@@ -11,20 +11,22 @@ abstractions of neural networks", arXiv 2106.02997.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
-from medmllm_plugins.interventions.hybrid_model import HybridModel
+from medmllm_plugins.interventions.hybrid_model import HybridModel, LabelReplay
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
 from medmllm_plugins.models.stages import EMBED, is_block, layers_of
 from medmllm_plugins.prompts.patch_options import BLOCKS, TOKENS, Tokens
 
+MODEL: Final = "model"
+TWIN: Final = "twin"
 CONNECTOR_ALONE: Final = "connector alone"
 """Name of the site that exchanges the connector and nothing before it: it reads the recipient's own tower."""
 IMAGE_SITES: Final = (TOWER_END, CONNECTOR_ALONE, CONNECTOR)
@@ -75,6 +77,27 @@ def patch_sites(loaded: LoadedModel, *, every: int = 0, tokens: Sequence[Tokens]
     return (*map(PatchSite, IMAGE_SITES), *inner, PatchSite("llm.norm"))
 
 
+@dataclass(frozen=True, slots=True)
+class DonorStates:
+    """The states of another model on the documents that a model answers about.
+
+    Attributes:
+        states: states by layer, as a :class:`~medmllm_plugins.interventions.recorded_pass.RecordedPass` has them;
+            :data:`CONNECTOR_ALONE` among them, what the other model's connector makes of the model's own tower.
+        donor_pass: the other model's pass; ``None`` where its states alone are at hand.
+        label_states: where it is not loaded, its states of the tokens of labels by layer, or of other continuations.
+    """
+
+    states: Mapping[str, tuple[Tensor, ...]]
+    donor_pass: RecordedPass | None = None
+    label_states: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+def recorded_layers(sites: Sequence[PatchSite]) -> set[str]:
+    """Return the layers that a pass must record, so that its states can be put in at the sites."""
+    return {TOWER_END, CONNECTOR, *(site.layer for site in sites)} - {CONNECTOR_ALONE}
+
+
 def patch_twins(
     recipient: LoadedModel,
     donor: LoadedModel,
@@ -108,28 +131,87 @@ def patch_twins(
     twins, questions = (recipient, donor), [question] * len(images)
     inputs = [twin.prepare(questions, images) for twin in twins]
     check_same_tokens(inputs[0], inputs[1])
-    layers = {TOWER_END, *(site.layer for site in sites)} - {CONNECTOR_ALONE}
+    layers = recorded_layers(sites)
     passes = [RecordedPass(twin, own, layers) for twin, own in zip(twins, inputs, strict=True)]
-    results: list[dict[PatchSite | None, list[PatchedAnswer]]] = []
-    for twin, own, other in zip(twins, passes, reversed(passes), strict=True):
-        label_ids = [twin.label_ids(question, labels)] * len(images)
-        answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
-        for site in sites:
-            if site.layer == CONNECTOR_ALONE:
-                start = own.resume(CONNECTOR, own.moved(other.connected(other.moved(own.states[TOWER_END]))))
-                answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
-            elif site.tokens == "all" and site.layer not in IMAGE_SITES:
-                hybrid = HybridModel(own, other, site.layer)
-                answers[site] = _answers(twin, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
-            else:
-                theirs = own.moved(other.states[site.layer])
-                start = resumed(site, own, mixed_states(site, own, theirs, twin.image_positions(own.inputs)))
-                answers[site] = _answers(twin, twin.model, start, label_ids, max_new_tokens)
-        # Answering extends the cache, which the other direction starts from.
-        clean = replace(own.start, cache=branch_cache(own.start.cache))
-        answers[None] = _answers(twin, twin.model, clean, label_ids, max_new_tokens)
-        results.append(answers)
-    return results[0], results[1]
+    first, second = (
+        answers_with_states(
+            twin, own, _states_of(other, own, sites), question, labels, sites, max_new_tokens=max_new_tokens
+        )
+        for twin, own, other in zip(twins, passes, reversed(passes), strict=True)
+    )
+    return first, second
+
+
+def _states_of(donor: RecordedPass, own: RecordedPass, sites: Sequence[PatchSite]) -> DonorStates:
+    states = dict(donor.states)
+    if any(site.layer == CONNECTOR_ALONE for site in sites):
+        states[CONNECTOR_ALONE] = donor.connected(donor.moved(own.states[TOWER_END]))
+    return DonorStates(states, donor)
+
+
+def answers_with_states(
+    loaded: LoadedModel,
+    own: RecordedPass,
+    donor: DonorStates,
+    question: str,
+    labels: Sequence[str],
+    sites: Sequence[PatchSite],
+    *,
+    max_new_tokens: int,
+) -> Answers:
+    """Answer one question about the documents of a pass, with the states of another model put in site by site.
+
+    Where the other model is not loaded, sites with the states of all tokens get no text, because its tokens would have
+    to go through that model; see :mod:`medmllm_plugins.interventions.stored_answers`.
+
+    Args:
+        loaded: the model.
+        own: its pass over the prompts.
+        donor: the other model's states on the same prompts.
+        question: the question.
+        labels: the labels to score; empty for none.
+        sites: where states are put in.
+        max_new_tokens: the most tokens of an answer.
+    """
+    label_ids = [loaded.label_ids(question, labels)] * len(own.inputs["input_ids"])
+    image = loaded.image_positions(own.inputs)
+    answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
+
+    for site in sites:
+        model: Any = loaded.model
+        length = max_new_tokens
+        if holds_all_tokens(site) and donor.donor_pass is not None:
+            model = HybridModel(own, donor.donor_pass, site.layer)
+            start = model.prefill()
+        elif holds_all_tokens(site):
+            model, start = replayed(site, own, donor)
+            length = 0
+        elif site.layer == CONNECTOR_ALONE:
+            start = own.resume(CONNECTOR, own.moved(donor.states[CONNECTOR_ALONE]))
+        else:
+            start = resumed(site, own, mixed_states(site, own, own.moved(donor.states[site.layer]), image))
+        answers[site] = _answers(loaded, model, start, label_ids, length)
+    # Answering extends the cache, which the other direction starts from.
+    clean = replace(own.start, cache=branch_cache(own.start.cache))
+    answers[None] = _answers(loaded, loaded.model, clean, label_ids, max_new_tokens)
+    return answers
+
+
+def holds_all_tokens(site: PatchSite) -> bool:
+    """Return whether a site holds the states of all tokens, those of answers among them."""
+    return site.tokens == "all" and site.layer not in IMAGE_SITES
+
+
+def replayed(site: PatchSite, own: RecordedPass, donor: DonorStates) -> tuple[LabelReplay, Prefill]:
+    """Return a model whose lower part is recorded, and its state after the prompts.
+
+    Args:
+        site: a site with the states of all tokens.
+        own: a pass of the model that is the upper part.
+        donor: the states of the lower part, of the prompts and of the tokens that follow.
+    """
+    start = own.resume(site.layer, own.moved(donor.states[site.layer]), own.moved(donor.states[CONNECTOR]))
+    return LabelReplay(own, site.layer, own.moved(donor.label_states.get(site.layer, ()))), start
 
 
 def mixed_states(site: PatchSite, own: RecordedPass, theirs: tuple[Tensor, ...], image: Tensor) -> tuple[Tensor, ...]:

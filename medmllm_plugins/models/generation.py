@@ -192,38 +192,77 @@ def _tree(labels: Sequence[Sequence[int]]) -> _Tree:
     return _Tree(tokens, parents, paths)
 
 
-def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], prefix_length: int) -> Tensor:
-    device, batch = start.logits.device, len(labels)
-    # Most batches ask one question: its labels are laid out once.
-    kinds: dict[tuple[tuple[int, ...], ...], int] = {}
-    kind_of = [kinds.setdefault(tuple(map(tuple, row)), len(kinds)) for row in labels]
+def logits_after(model: Any, start: Prefill, continuations: Sequence[Sequence[int]]) -> Tensor:
+    """Return the next token's logits after each of K continuations of one prompt, computed together.
+
+    Args:
+        model: the model that made ``start``.
+        start: the state after one prompt; left as it is.
+        continuations: token ids; those of an empty one are the logits after the prompt.
+
+    Returns:
+        (K, V), float32.
+    """
+    rows = [[*ids, 0] for ids in continuations]  # nothing is predicted from the last token of a row
+    if _takes_masks(model, start, max(map(len, rows))):
+        (tree,), logits = _tree_logits(model, start, [rows], [0])
+        return logits[0, [path[-1] + 1 for path in tree.paths]]
+    targets, valid = _padded(rows, start.logits.device)
+    logits = torch.cat([start.logits[:, None].expand(len(rows), -1, -1), _row_logits(model, start, targets, valid)], 1)
+    return logits[torch.arange(len(rows)), valid.sum(1) - 1]
+
+
+def _tree_logits(
+    model: Any, start: Prefill, kinds: Collection[Sequence[Sequence[int]]], kind_of: Sequence[int]
+) -> tuple[list[_Tree], Tensor]:
+    """Run the inner nodes of trees of labels through the model.
+
+    Args:
+        model: the model.
+        start: the state after B prompts.
+        kinds: different lists of labels.
+        kind_of: which of these each prompt has.
+
+    Returns:
+        The tree of each kind; and the logits after each prompt and at each node, (B, 1 + nodes, V) float32.
+    """
+    device = start.logits.device
     trees = [_tree(row) for row in kinds]
     width = max(len(tree.tokens) for tree in trees)
     logits = start.logits[:, None]
-    if width:
-        tokens = torch.zeros(len(trees), width, dtype=torch.long)
-        depth = torch.zeros(len(trees), width, dtype=torch.long)
-        above = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-        for kind, tree in enumerate(trees):
-            tokens[kind, : len(tree.tokens)] = torch.tensor(tree.tokens, dtype=torch.long)
-            for node, parent in enumerate(tree.parents):
-                if parent >= 0:
-                    depth[kind, node] = depth[kind, parent] + 1
-                    above[kind, node] |= above[kind, parent]
-        chosen = torch.tensor(kind_of)
-        prompt = start.attention_mask.bool()[:, None].expand(-1, width, -1)
-        seen = torch.cat([prompt, above[chosen].to(device)], dim=-1)[:, None]
-        dtype = model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-        out = model(
-            input_ids=tokens[chosen].to(device),
-            attention_mask=mask,
-            position_ids=start.next_position[:, None] + depth[chosen].to(device),
-            **cache_option(model, branch_cache(start.cache)),
-            use_cache=True,
-        )
-        logits = torch.cat([logits, out.logits.float()], dim=1)
-    scores = torch.zeros(batch, len(labels[0]), device=device)
+    if not width:
+        return trees, logits
+    tokens = torch.zeros(len(trees), width, dtype=torch.long)
+    depth = torch.zeros(len(trees), width, dtype=torch.long)
+    above = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for kind, tree in enumerate(trees):
+        tokens[kind, : len(tree.tokens)] = torch.tensor(tree.tokens, dtype=torch.long)
+        for node, parent in enumerate(tree.parents):
+            if parent >= 0:
+                depth[kind, node] = depth[kind, parent] + 1
+                above[kind, node] |= above[kind, parent]
+    chosen = torch.tensor(kind_of)
+    prompt = start.attention_mask.bool()[:, None].expand(-1, width, -1)
+    seen = torch.cat([prompt, above[chosen].to(device)], dim=-1)[:, None]
+    dtype = model.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    out = model(
+        input_ids=tokens[chosen].to(device),
+        attention_mask=mask,
+        position_ids=start.next_position[:, None] + depth[chosen].to(device),
+        **cache_option(model, branch_cache(start.cache)),
+        use_cache=True,
+    )
+    return trees, torch.cat([logits, out.logits.float()], dim=1)
+
+
+def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], prefix_length: int) -> Tensor:
+    device = start.logits.device
+    # Most batches ask one question: its labels are laid out once.
+    kinds: dict[tuple[tuple[int, ...], ...], int] = {}
+    kind_of = [kinds.setdefault(tuple(map(tuple, row)), len(kinds)) for row in labels]
+    trees, logits = _tree_logits(model, start, kinds, kind_of)
+    scores = torch.zeros(len(labels), len(labels[0]), device=device)
     norms = logits.logsumexp(-1)
     for row, tree, kind in zip(kinds, trees, range(len(trees)), strict=True):
         members = torch.tensor([index for index, own in enumerate(kind_of) if own == kind], device=device)
@@ -241,28 +280,41 @@ def _score_tree(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[i
 
 
 def _score_rows(model: Any, start: Prefill, labels: Sequence[Sequence[Sequence[int]]], prefix_length: int) -> Tensor:
-    device = start.logits.device
     rows = [ids for row in labels for ids in row]
-    repeats, longest = len(rows) // len(labels), max(map(len, rows))
-    targets = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=device)
-    valid = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=device)
+    repeats = len(rows) // len(labels)
+    targets, valid = _padded(rows, start.logits.device)
     scored = valid.clone()
     scored[:, :prefix_length] = 0
 
     first = start.logits.log_softmax(-1).repeat_interleave(repeats, dim=0).gather(1, targets[:, :1])
     scores = first.squeeze(1) * scored[:, 0]
-    if longest > 1:
-        cache = copy.deepcopy(start.cache)
-        cache.batch_repeat_interleave(repeats)
-        mask = torch.cat([start.attention_mask.repeat_interleave(repeats, dim=0), valid[:, :-1]], dim=1)
-        offsets = torch.arange(longest - 1, device=device)
-        logits = model(
-            input_ids=targets[:, :-1],
-            attention_mask=mask,
-            position_ids=start.next_position.repeat_interleave(repeats)[:, None] + offsets,
-            **cache_option(model, cache),
-            use_cache=True,
-        ).logits.float()
+    if targets.shape[1] > 1:
+        logits = _row_logits(model, start, targets, valid)
         later = logits.gather(2, targets[:, 1:, None]).squeeze(2) - logits.logsumexp(-1)
         scores = scores + later.masked_fill(scored[:, 1:] == 0, 0.0).sum(1)
     return scores.view(len(labels), repeats)
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows of tokens padded on the right, and which are tokens: (n, T) int64 each."""
+    longest = max(map(len, rows))
+    targets = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in rows], device=device)
+    return targets, torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=device)
+
+
+def _row_logits(model: Any, start: Prefill, targets: Tensor, valid: Tensor) -> Tensor:
+    """Return the logits at all but the last of T tokens of rows, each a continuation of its prompt, (n, T - 1, V)."""
+    repeats, steps = len(targets) // len(start.logits), targets.shape[1] - 1
+    if not steps:
+        return start.logits.new_zeros(len(targets), 0, start.logits.shape[-1])
+    cache = copy.deepcopy(start.cache)
+    cache.batch_repeat_interleave(repeats)
+    logits: Tensor = model(
+        input_ids=targets[:, :-1],
+        attention_mask=torch.cat([start.attention_mask.repeat_interleave(repeats, dim=0), valid[:, :-1]], dim=1),
+        position_ids=start.next_position.repeat_interleave(repeats)[:, None]
+        + torch.arange(steps, device=targets.device),
+        **cache_option(model, cache),
+        use_cache=True,
+    ).logits
+    return logits.float()

@@ -201,6 +201,7 @@ class ModelEntry(Record):
         twin: the checkpoint that patching tasks take states from.
         twin_peft: the LoRA adapter that was merged into it.
         twin_fingerprint: hash of its weights.
+        twin_states: ``disk`` where the two were loaded in turn.
         system: the system prompt in place of the model's own.
         weight_warnings: weights that look untrained.
         max_length: tokens that it takes at most.
@@ -223,6 +224,7 @@ class ModelEntry(Record):
     twin: str | None = None
     twin_peft: str | None = None
     twin_fingerprint: str | None = None
+    twin_states: str | None = None
     system: str | None = None
     weight_warnings: tuple[str, ...] = ()
     max_length: int | None = None

@@ -33,4 +33,5 @@ def steering_rows(result: Steering) -> Iterator[tuple[Any, ...]]:
         push = (point.layer, point.tokens, point.direction, point.dose)
         for name in ("shift", "flips"):
             yield (*push, name, *getattr(point, name).to_dict().values())
-        yield (*push, "on_labels", number(point.on_labels), None, None)
+        for name in ("on_labels", "parsed", "perplexity"):
+            yield (*push, name, number(getattr(point, name)), None, None)

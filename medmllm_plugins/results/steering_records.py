@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,9 @@ class SteeringPoint(Record):
         shift: how much the log-odds of the other class against the document's own rise, in nats.
         flips: share of documents that the label scores assign to the other class, of those that they did not.
         on_labels: probability of all labels together; where it falls, the push breaks the answer.
+        parsed: share of the generated answers out of which a class could be read.
+        perplexity: of the generated answers in the model without the push: the exponential of the mean of -log p over
+            their tokens, and over documents. Answers that the model would not give have a high one.
     """
 
     layer: str
@@ -31,6 +35,8 @@ class SteeringPoint(Record):
     shift: Estimate
     flips: Estimate
     on_labels: float
+    parsed: float = math.nan
+    perplexity: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,8 @@ class Steering(VersionedRecord):
         groups: groups that are resampled for intervals.
         train_documents: documents of the train fold that the probes are fitted on.
         on_labels: probability of all labels together, without a push.
+        parsed: share of the generated answers out of which a class could be read, without a push.
+        perplexity: of these answers.
         probes: the probes, site by site.
         points: all pushes.
         chosen: the push that moves most beyond its controls in one half of the groups, with its effect in the other
@@ -74,6 +82,8 @@ class Steering(VersionedRecord):
     groups: int = 0
     train_documents: int = 0
     on_labels: float = 0.0
+    parsed: float = math.nan
+    perplexity: float = math.nan
     probes: tuple[SteeringProbe, ...] = ()
     points: tuple[SteeringPoint, ...] = ()
     chosen: SteeringPoint | None = None

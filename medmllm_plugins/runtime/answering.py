@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from medmllm_plugins import __version__
@@ -21,19 +21,7 @@ from medmllm_plugins.runtime.knockout_loop import KnockoutLoop
 from medmllm_plugins.runtime.patch_loop import PatchLoop
 from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
 from medmllm_plugins.runtime.steering_loop import SteeringLoop
-
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """The second checkpoint of patching tasks.
-
-    Attributes:
-        load: returns it, loaded if it is not yet.
-        options: how it is loaded.
-    """
-
-    load: Callable[[EvaluationRun], LoadedModel]
-    options: LoadOptions
+from medmllm_plugins.runtime.twin import Twin
 
 
 def answer_requests(
@@ -58,7 +46,7 @@ def answer_requests(
         answering = AnswerLoop(loaded, run, options)
         attribution = AttributionLoop(loaded, run, options, answering)
         attribution.check(requests)
-        patching = PatchLoop(loaded, None if twin is None else twin.load, run, options, answering)
+        patching = PatchLoop(loaded, twin, run, options, answering)
         patching.check(requests)
         entry = model_entry(loaded, load_options, options)
         if twin is not None and any(request.patching is not None for request in requests):
@@ -66,7 +54,8 @@ def answer_requests(
                 entry,
                 twin=twin.options.pretrained,
                 twin_peft=twin.options.peft,
-                twin_fingerprint=twin.load(run).fingerprint,
+                twin_fingerprint=twin.fingerprint,
+                twin_states="disk" if twin.in_turn else "memory",
             )
         run.model(entry)
         journal = run.open(options.model, deciding_facts(entry, loaded))
@@ -106,6 +95,6 @@ def model_entry(loaded: LoadedModel, load_options: LoadOptions, options: AnswerO
 
 def deciding_facts(entry: ModelEntry, loaded: LoadedModel) -> dict[str, Any]:
     """Return the facts that decide the answers, by which a run that was interrupted finds its journal."""
-    beside = ("batch_size", "device", "twin", "twin_peft", "twin_fingerprint")
+    beside = ("batch_size", "device", "twin", "twin_peft", "twin_fingerprint", "twin_states")
     deciding = {key: value for key, value in entry.to_dict().items() if key not in beside}
     return {**deciding, "device": loaded.device.type, "version": __version__}

@@ -36,7 +36,7 @@ def answer_documents(
         answer: returns the replies of a batch, document by document.
     """
     own = list(names)[options.rank :: options.world_size]
-    todo = [document for document in own if not all(name in journal.known for name in names[document].values())]
+    todo = unanswered(names, journal, options)
 
     def prepare(_: list[Read]) -> None:
         """Leave the model's input to ``answer``, which needs several."""
@@ -51,3 +51,9 @@ def answer_documents(
             for document, each in zip(batch, replies, strict=True):
                 journal.add({names[document][key]: reply for key, reply in each.items()})
             progress.update(len(batch))
+
+
+def unanswered(names: Mapping[str, Mapping[Key, str]], journal: Journal, options: AnswerOptions) -> list[str]:
+    """Return this process's documents that the journal lacks a reply to."""
+    own = list(names)[options.rank :: options.world_size]
+    return [document for document in own if not all(name in journal.known for name in names[document].values())]

@@ -1,46 +1,39 @@
-"""Put states of a twin into a run's model, and the other way round, while both are loaded."""
+"""Put states of a twin into a run's model, and the other way round."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from loguru import logger
 
 from medmllm_plugins.errors import OptionError, one_line
-from medmllm_plugins.interventions.twin_patching import Answers, PatchSite, check_same_tokens, patch_sites, patch_twins
+from medmllm_plugins.interventions.twin_patching import (
+    MODEL,
+    TWIN,
+    PatchSite,
+    check_same_tokens,
+    patch_sites,
+    patch_twins,
+)
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.prompts.task_names import answering_name
-from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, cut, workload
+from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, workload
 from medmllm_plugins.runtime.document_loop import answer_documents
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Journal, Reply
+from medmllm_plugins.runtime.patch_replies import PatchKey, patch_replies
 from medmllm_plugins.runtime.requests import TaskRequest, by_task
+from medmllm_plugins.runtime.twin import Twin
+from medmllm_plugins.runtime.twin_turns import patch_in_turn
 
-MODEL: Final = "model"
-TWIN: Final = "twin"
 NO_TWIN: Final = (
     "{task}: expected a second checkpoint to take states from, got none. Name one of the same architecture: "
     "--model_args pretrained=CHECKPOINT,twin=OTHER_CHECKPOINT"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PatchKey:
-    """One answer of twin patching.
-
-    Attributes:
-        document: id of the document.
-        recipient: :data:`MODEL` or :data:`TWIN`, whichever answers.
-        site: where the states of the other one are put in; ``None`` for nowhere.
-    """
-
-    document: str
-    recipient: str
-    site: PatchSite | None
 
 
 class PatchLoop:
@@ -49,13 +42,12 @@ class PatchLoop:
     def __init__(
         self,
         loaded: LoadedModel,
-        load_twin: Callable[[EvaluationRun], LoadedModel] | None,
+        twin: Twin | None,
         run: EvaluationRun,
         options: AnswerOptions,
         answering: AnswerLoop,
     ) -> None:
-        """``load_twin`` returns the twin, loaded if it is not yet; ``None`` where there is none."""
-        self._loaded, self._load_twin = loaded, load_twin
+        self._loaded, self._twin = loaded, twin
         self._run, self._options, self._answering = run, options, answering
 
     def check(self, requests: Sequence[TaskRequest]) -> None:
@@ -66,13 +58,14 @@ class PatchLoop:
             ModelError: the twin cannot be loaded, or sees other tokens.
         """
         for task, group in by_task(requests).items():
-            if group[0].needs_twin and self._load_twin is None:
+            if group[0].needs_twin and self._twin is None:
                 raise OptionError(NO_TWIN.format(task=task))
-            if group[0].patching is None or self._load_twin is None:
+            if group[0].patching is None or self._twin is None:
                 continue
-            twin = self._load_twin(self._run)
             first = self._answering.prepare(group[0])
-            inputs = [model.prepare([first.question], [first.visual]) for model in (self._loaded, twin)]
+            inputs = [self._loaded.prepare([first.question], [first.visual])]
+            with self._twin.loaded(self._run, self._loaded) as twin:
+                inputs.append(twin.prepare([first.question], [first.visual]))
             check_same_tokens(*inputs)
 
     def patch(self, requests: Sequence[TaskRequest], journal: Journal) -> None:
@@ -82,20 +75,19 @@ class PatchLoop:
         """
         for task, group in by_task(requests).items():
             content, options = group[0].content, group[0].patching
-            if content is None or options is None or self._load_twin is None:
+            if content is None or options is None or self._twin is None:
                 continue
-            twin = self._load_twin(self._run)
             sites = patch_sites(self._loaded, every=options.every, tokens=options.tokens)
             chosen = [replace(group[0], index=index) for index in content.patched_rows]
             names = {
-                PatchKey(request.row["document"], recipient, site): _name(request, recipient, site, twin.fingerprint)
+                PatchKey(request.row["document"], recipient, site): _name(request, recipient, site, self._twin)
                 for request in chosen
                 for recipient in (MODEL, TWIN)
                 for site in (None, *sites)
             }
             with self._run.stage(f"patch {task}", self._options.device):
                 try:
-                    self._patch_task(twin, chosen, sites, names, journal)
+                    self._patch_task(self._twin, chosen, sites, names, journal)
                     self._run.patched[task] = names, ""
                 except Exception as error:
                     logger.warning(f"{task}: not all documents were patched: {one_line(error)}")
@@ -103,7 +95,7 @@ class PatchLoop:
 
     def _patch_task(
         self,
-        twin: LoadedModel,
+        twin: Twin,
         chosen: Sequence[TaskRequest],
         sites: Sequence[PatchSite],
         names: Mapping[PatchKey, str],
@@ -113,15 +105,24 @@ class PatchLoop:
         for key, name in names.items():
             by_document.setdefault(key.document, {})[key] = name
         requests = {request.row["document"]: request for request in chosen}
-        answer_documents(
-            f"{chosen[0].task}: patching",
-            by_document,
-            journal,
-            self._options,
-            read=lambda document: self._answering.prepare(requests[document]),
-            weigh=lambda item: workload(item.visual),
-            answer=lambda batch: _patch_batch(self._loaded, twin, batch, sites),
-        )
+
+        def read(document: str) -> PreparedRequest:
+            return self._answering.prepare(requests[document])
+
+        title = f"{chosen[0].task}: patching"
+        if not twin.in_turn:
+            with twin.loaded(self._run, self._loaded) as other:
+                answer_documents(
+                    title,
+                    by_document,
+                    journal,
+                    self._options,
+                    read=read,
+                    weigh=lambda item: workload(item.visual),
+                    answer=lambda batch: _patch_batch(self._loaded, other, batch, sites),
+                )
+            return
+        patch_in_turn(self._loaded, twin, self._run, self._options, journal, title, by_document, read, sites)
 
 
 def _patch_batch(
@@ -139,26 +140,23 @@ def _patch_batch(
         sites,
         max_new_tokens=first.max_new_tokens,
     )
-    replies: list[dict[PatchKey, Reply]] = [{} for _ in batch]
-    for recipient, answers in zip((MODEL, TWIN), sides, strict=True):
-        _add_replies(replies, recipient, answers, batch)
-    return replies
+    own, of_twin = (
+        patch_replies(recipient, answers, batch) for recipient, answers in zip((MODEL, TWIN), sides, strict=True)
+    )
+    return [{**mine, **theirs} for mine, theirs in zip(own, of_twin, strict=True)]
 
 
-def _add_replies(
-    replies: list[dict[PatchKey, Reply]], recipient: str, answers: Answers, batch: Sequence[PreparedRequest]
-) -> None:
-    for site, by_document in answers.items():
-        for item, answer, known in zip(batch, by_document, replies, strict=True):
-            key = PatchKey(item.request.row["document"], recipient, site)
-            known[key] = Reply(cut(answer.text, item.until), answer.scores)
-
-
-def _name(request: TaskRequest, recipient: str, site: PatchSite | None, twin: str) -> str:
+def _name(request: TaskRequest, recipient: str, site: PatchSite | None, twin: Twin) -> str:
     content = request.content
     assert content is not None, "only tasks of this package are patched"
     parts = (
         *("patched", answering_name(request.task), request.row["document"], content.question(request.row).text),
-        *(content.data.fingerprint, sorted(request.generation.items()), recipient, site and site.name, twin),
+        *(
+            content.data.fingerprint,
+            sorted(request.generation.items()),
+            recipient,
+            site and site.name,
+            twin.fingerprint,
+        ),
     )
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]

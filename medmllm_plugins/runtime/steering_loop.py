@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -15,6 +16,7 @@ from medmllm_plugins.errors import DataError, one_line
 from medmllm_plugins.interventions.steering import (
     ProbeDirections,
     Push,
+    PushedAnswer,
     fit_directions,
     pooled_states,
     pushes_at,
@@ -26,7 +28,7 @@ from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.prompts.anchor_prompts import sample_documents
 from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.prompts.task_names import answering_name
-from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, workload
+from medmllm_plugins.runtime.answer_loop import AnswerLoop, AnswerOptions, PreparedRequest, cut, workload
 from medmllm_plugins.runtime.batches import Batches, BatchSize
 from medmllm_plugins.runtime.document_loop import answer_documents
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
@@ -41,7 +43,7 @@ Condition = Push | Literal["own"]
 
 @dataclass(frozen=True, slots=True)
 class PushKey:
-    """Scores of one document."""
+    """The answer about one document."""
 
     document: str
     condition: Condition
@@ -52,11 +54,11 @@ class SteeringPlan:
     """What is pushed in a task.
 
     Attributes:
-        names: names of all scores in the journal.
+        names: names of all answers in the journal.
         targets: by document, the class toward which it is pushed.
         probes: the probes by site.
         train_documents: documents that these are fitted on.
-        failure: why some scores are missing; empty if none is.
+        failure: why some answers are missing; empty if none is.
     """
 
     names: Mapping[PushKey, str]
@@ -73,7 +75,7 @@ class SteeringLoop:
         self._loaded, self._run, self._options, self._answering = loaded, run, options, answering
 
     def steer(self, requests: Sequence[TaskRequest], journal: Journal) -> None:
-        """Push states of the documents of each task whose scores the journal does not hold.
+        """Push states of the documents of each task whose answers the journal does not hold.
 
         A failure is logged and noted: the answers cost hours, and are scored whatever happens here.
         """
@@ -164,7 +166,7 @@ class SteeringLoop:
             first = batch[0]
             assert first.labels is not None, "patching tasks score labels"
             documents = [item.request.row["document"] for item in batch]
-            scores = steer(
+            answers = steer(
                 self._loaded,
                 str(first.question),
                 [item.visual for item in batch],
@@ -173,9 +175,13 @@ class SteeringLoop:
                 plan.probes,
                 [pairs[document] for document in documents],
                 seeds=[_seed(document) for document in documents],
+                max_new_tokens=first.max_new_tokens,
             )
             return [
-                {PushKey(document, condition): Reply("", rows[index]) for condition, rows in scores.items()}
+                {
+                    PushKey(document, condition): _reply(rows[index], batch[index].until)
+                    for condition, rows in answers.items()
+                }
                 for index, document in enumerate(documents)
             ]
 
@@ -188,6 +194,17 @@ class SteeringLoop:
             weigh=lambda item: workload(item.visual),
             answer=answer,
         )
+
+
+def _reply(answer: PushedAnswer, until: Sequence[str]) -> Reply:
+    surprise = None if math.isnan(answer.surprise) else answer.surprise
+    return Reply(json.dumps([cut(answer.text, until), surprise]), answer.scores)
+
+
+def pushed_answer(reply: Reply) -> PushedAnswer:
+    """Read an answer from the journal."""
+    text, surprise = json.loads(reply.text)
+    return PushedAnswer(text, reply.scores or (), math.nan if surprise is None else surprise)
 
 
 def _pairs(chosen: Mapping[str, TaskRequest], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -205,7 +222,7 @@ def _name(request: TaskRequest, condition: Condition, pair: tuple[int, int]) -> 
     assert content is not None, "only tasks of this package push states"
     what = condition if isinstance(condition, str) else (condition.site.name, condition.direction, condition.dose)
     parts = (
-        *("pushed", answering_name(request.task), request.row["document"], pair, what),
+        *("pushed answers", answering_name(request.task), request.row["document"], pair, what),
         *(content.question(request.row).text, content.data.fingerprint),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

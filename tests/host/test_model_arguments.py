@@ -36,6 +36,9 @@ from medmllm_plugins.models.checkpoint import demo_folder
         ("pretrained=demo,max_new_tokens=true", ["`max_new_tokens`", "True"]),
         ("pretrained=demo,max_new_tokens=inf", ["`max_new_tokens`", "inf"]),
         ("pretrained=demo,run_dir=", ["`run_dir`", "''"]),
+        ("pretrained=demo,twin=demo,twin_states=tape", ["`twin_states`", "memory or disk", "'tape'"]),
+        ("pretrained=demo,twin_states=disk", ["`twin_states` together with `twin`"]),
+        ("pretrained=demo,twin_peft=adapter", ["`twin_peft` together with `twin`"]),
     ],
 )
 def test_a_wrong_argument_says_what_was_expected(echo: Echo, arguments: str, says: list[str]) -> None:

@@ -28,7 +28,7 @@ from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
 from medmllm_plugins.results.probe_records import ProbeAnalysis
-from medmllm_plugins.runtime import interchange_loop, patch_loop, steering_loop
+from medmllm_plugins.runtime import interchange_loop, patch_loop, steering_loop, twin, twin_turns
 from medmllm_plugins.runtime.intervention_loop import check_scores
 
 TASK = "med_patch_demo:n=4:every=3:tokens=last+all:interchange=off:knockout=off"
@@ -132,6 +132,46 @@ def test_patching_that_was_stopped_goes_on(
     for suffix in ("patching.json", "patched_answers.csv"):
         name = f"{TASK.replace(':', '+')}.{suffix}"
         assert (again.folder / name).read_text("utf-8") == (patched.folder / name).read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_twins_in_turn_give_the_answers_of_twins_in_memory(
+    evaluate: Callable[..., Evaluated],
+    patched: Evaluated,
+    broken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """States go through files, also in a run that is stopped and continued; the weights of the twin are freed."""
+    real, discarded, batches = twin_turns.answers_with_states, [], []
+    freeing = twin.discard
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        batches.append(len(arguments[1].inputs["input_ids"]))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    def noting(model: Any) -> None:
+        freeing(model)
+        discarded.append(sum(parameter.numel() for parameter in model.parameters()))
+
+    monkeypatch.setattr(twin_turns, "answers_with_states", stopping)
+    monkeypatch.setattr(twin, "discard", noting)
+    arguments = f"pretrained={broken},twin=demo,device=cpu,twin_states=disk"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, model_args=arguments, **SETTINGS)
+    run = evaluate(tmp_path, model_args=arguments, **SETTINGS)
+    # The twin answers sixteen documents, of which the first eight had no text at all sites before the stop.
+    assert batches == [8, 8, 8, 8, 8, 8] and len(discarded) >= 4 and not any(discarded)
+    assert not list(tmp_path.rglob("*-model.safetensors"))
+    assert run.manifest["model"]["twin_states"] == "disk" and run.manifest["finished"]
+    name = TASK.replace(":", "+")
+    both = [pd.read_csv(each.folder / f"{name}.patched_answers.csv", keep_default_na=False) for each in (run, patched)]
+    keys = ["recipient", "layer", "tokens", "document"]
+    ours, theirs = (table.set_index(keys).sort_index() for table in both)
+    np.testing.assert_allclose(ours["log_odds"], theirs["log_odds"], atol=1e-3)
+    assert (ours["answer"] == theirs["answer"]).all()
 
 
 def test_a_failure_while_patching_costs_no_answers(

@@ -17,9 +17,21 @@ from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.interchange import Exchange, exchanges_at, interchange, interchange_sites
 from medmllm_plugins.interventions.knockout import cuts_of, knock_out
+from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.repair_training import TrainingExample, TrainingOptions, train_part
 from medmllm_plugins.interventions.steering import ProbeDirections, Push, pooled_states, steer, steering_sites
-from medmllm_plugins.interventions.twin_patching import PatchSite, patch_sites, patch_twins
+from medmllm_plugins.interventions.stored_answers import GrowingAnswer, extend_answers, store_beginnings
+from medmllm_plugins.interventions.stored_states import StateStore, store_model, store_twin
+from medmllm_plugins.interventions.twin_patching import (
+    MODEL,
+    TWIN,
+    PatchSite,
+    answers_with_states,
+    holds_all_tokens,
+    patch_sites,
+    patch_twins,
+    recorded_layers,
+)
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.formats import medm_vl
@@ -101,6 +113,50 @@ def test_interventions_end_in_the_other_model_and_the_other_document(kind: str, 
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES, CT])
+def test_twins_that_take_turns_give_the_same_answers(kind: str, tmp_path: Path) -> None:
+    """States of documents from files, put into a batch of several lengths, give the scores of two loaded models."""
+    model, twin = twins(kind, tmp_path)
+    images = shown(model, 0, 1)
+    if model.shows != "volume":
+        wide = Image.fromarray(np.random.default_rng(2).integers(0, 256, (64, 128, 3), dtype=np.uint8))
+        images.append([wide] if model.shows == "images" else wide)
+    sites = patch_sites(model, every=1)
+    expected = patch_twins(model, twin, QUESTION, images, LABELS, sites, max_new_tokens=3)
+    documents = [f"document {index}" for index in range(len(images))]
+    with StateStore(tmp_path / "states", len(documents)) as store:
+        for document, image in zip(documents, images, strict=True):
+            store_model(store, document, model, QUESTION, image, LABELS, sites)
+            store_twin(store, document, twin, model, QUESTION, image, LABELS, sites)
+        for loaded, other, answers in ((model, TWIN, expected[0]), (twin, MODEL, expected[1])):
+            inputs = loaded.prepare([QUESTION] * len(images), images)
+            own = RecordedPass(loaded, inputs, recorded_layers(sites))
+            donor = store.batch(other, documents, own)
+            stored = answers_with_states(loaded, own, donor, QUESTION, LABELS, sites, max_new_tokens=3)
+            assert set(stored) == set(answers)
+            for site, rows in stored.items():
+                scores, wanted = ([row.scores for row in some] for some in (rows, answers[site]))
+                np.testing.assert_allclose(scores, wanted, atol=5e-4, err_msg=f"{other}, {site}")
+                if site is None or not holds_all_tokens(site):
+                    assert [row.text for row in rows] == [row.text for row in answers[site]]
+            # Their text goes through both models, a token more with every turn.
+            whole = [site for site in sites if holds_all_tokens(site)]
+            lower = model if other == MODEL else twin
+            for index, (document, image) in enumerate(zip(documents, images, strict=True)):
+                growing = {site: GrowingAnswer() for site in whole}
+                turns, common = 0, (store, other, document)
+                while not all(answer.finished for answer in growing.values()):
+                    tried = [answer.tokens for answer in growing.values()]
+                    known = store_beginnings(*common, lower, QUESTION, image, tried, whole)
+                    extend_answers(*common, loaded, QUESTION, image, known, growing, max_new_tokens=3)
+                    turns += 1
+                assert turns <= 3
+                for site, answer in growing.items():
+                    text = loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+                    assert text == answers[site][index].text, (other, site)
+    assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, CT])
 def test_repairs_train_on_every_architecture(kind: str, tmp_path: Path) -> None:
     """Each part lowers the loss of one answer, its folder gives the same scores, and the model is as it was."""
     model, _ = twins(kind, tmp_path)
@@ -149,8 +205,13 @@ def test_steering_reaches_every_architecture(kind: str, tmp_path: Path) -> None:
         for site, values in states.items()
     }
     pushes = [Push(site, "probe", dose) for site in sites for dose in (0.0, 2.0)]
-    scores = steer(model, QUESTION, images, LABELS, pushes, probes, [(0, 1), (1, 2)], seeds=[0, 1])
-    own = np.array(scores["own"])
+    pairs = [(0, 1), (1, 2)]
+    answers = steer(model, QUESTION, images, LABELS, pushes, probes, pairs, seeds=[0, 1], max_new_tokens=3)
+    scores = {condition: np.array([row.scores for row in rows]) for condition, rows in answers.items()}
+    own = scores["own"]
+    generated = model.generate([QUESTION] * 2, images, max_new_tokens=3)
+    assert [row.text for row in answers["own"]] == [answer.text for answer in generated]
+    assert all(row.surprise > 0 for rows in answers.values() for row in rows if row.text)
     for push in pushes:
         if push.dose:
             assert not np.allclose(scores[push], own, atol=1e-4), push

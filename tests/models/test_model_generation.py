@@ -9,6 +9,7 @@ import torch
 from support.tiny_medm_vl import write_checkpoint
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models import generation as generation_module
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.formats.medm_vl import MedMVL, load
 from medmllm_plugins.models.generation import greedy, score_labels
@@ -109,6 +110,26 @@ def test_label_scores_equal_whole_forwards(loaded: MedMVL, images: list[Any]) ->
             ).logits[0]
             log_p = logits[prompt.shape[1] - 1 : -1].double().log_softmax(-1)
             assert score == pytest.approx(sum(log_p[i, token].item() for i, token in enumerate(ids)), abs=1e-4)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_logits_after_continuations_equal_whole_forwards(
+    loaded: MedMVL, images: list[Any], monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    if not together:
+        monkeypatch.setattr(generation_module, "_takes_masks", lambda *_: False)
+    inputs = loaded.prepare(QUESTIONS[:1], images[:1])
+    start, prompt = loaded.prefill(inputs), inputs["input_ids"]
+    continuations = [(), (5,), (5, 7), (9, 5, 3), (5, 7, 2)]
+    logits = generation_module.logits_after(loaded.model, start, continuations)
+    for ids, row in zip(continuations, logits, strict=True):
+        whole = torch.cat([prompt, torch.tensor([ids], dtype=torch.long)], dim=1)
+        expected = loaded.model(
+            input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values=inputs["pixel_values"]
+        ).logits[0, -1]
+        torch.testing.assert_close(row, expected.float(), atol=1e-4, rtol=1e-4)
+    alone = generation_module.logits_after(loaded.model, start, [()])
+    torch.testing.assert_close(alone, logits[:1])
 
 
 def test_scores_leave_the_answer_as_it_was(tiny: MedMVL, images: list[Any]) -> None:

@@ -82,7 +82,8 @@ def steering_table(dataset: DatasetRuns) -> Table:
         for (layer, tokens, dose), points in by_dose.items():
             shifts = [points[name].shift if name in points else None for name in _PUSHES]
             probe = points.get("probe")
-            rest = (None, None) if probe is None else (probe.flips, probe.on_labels)
+            names = ("flips", "on_labels", "parsed", "perplexity")
+            rest = [None if probe is None else getattr(probe, name) for name in names]
             rows.append((result.subject, (layer, tokens, dose, *shifts, *rest)))
     return model_table(dataset, "steering", rows)
 
