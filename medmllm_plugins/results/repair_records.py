@@ -17,7 +17,7 @@ class RepairTransfer(Record):
     """What a repair does where it was not fitted.
 
     Attributes:
-        task: ``another wording``, or the name of a task.
+        task: ``other wordings``, or the name of a task.
         n: questions.
         before: accuracy without the repair.
         after: accuracy with it.

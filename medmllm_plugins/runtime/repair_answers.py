@@ -19,7 +19,7 @@ from medmllm_plugins.models.processes import Processes
 from medmllm_plugins.prompts.anchor_prompts import sample_documents
 from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_rows import variants
-from medmllm_plugins.prompts.task_settings import TaskSettings
+from medmllm_plugins.prompts.task_settings import ALL, TaskSettings
 from medmllm_plugins.results.outcome_files import read_outcomes, write_outcomes
 from medmllm_plugins.runtime.answer_loop import DEFAULT_NEW_TOKENS, workload
 from medmllm_plugins.runtime.batches import Batches, BatchSize
@@ -35,8 +35,26 @@ class QuestionSet:
         rows: the rows that are asked about.
     """
 
-    def __init__(self, name: str, settings: TaskSettings, data: Dataset, fold: Fold, limit: int | None = None) -> None:
-        """Choose the rows; with a ``limit`` at most that number of documents, evenly from the classes.
+    def __init__(
+        self,
+        name: str,
+        settings: TaskSettings,
+        data: Dataset,
+        fold: Fold,
+        limit: int | None = None,
+        *,
+        without: int | None = None,
+    ) -> None:
+        """Choose the rows.
+
+        Args:
+            name: the task.
+            settings: its settings.
+            data: its data set.
+            fold: the fold.
+            limit: the most documents, taken evenly from the classes; ``None`` for all.
+            without: asks one question about each document, in all wordings but this one in turn; ``None`` for the
+                wording of the settings.
 
         Raises:
             OptionError: the task asks about every document in several ways.
@@ -44,10 +62,14 @@ class QuestionSet:
         if len(variants(settings)) > 1:
             raise OptionError(f"{name}: expected one question about each document, got order=varied or paraphrase=all.")
         self.name, self.fold = name, fold
-        self.content = TaskContent(name, replace(settings, folds=(fold,)), data)
+        folds: tuple[Fold, ...] = (fold,)
+        settings = replace(settings, folds=folds, paraphrase=settings.paraphrase if without is None else ALL)
+        self.content = TaskContent(name, settings, data)
         self.rows: Sequence[Row] = self.content.row_list
         if limit is not None:
             self.rows = self.first_documents(limit)
+        if without is not None:
+            self.rows = _in_turn(self.rows, [each.name for each in variants(settings) if each.paraphrase != without])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,6 +116,13 @@ class QuestionSet:
         examples = tuple(FewShotExample(question, len(images), answer) for images, answer in solved)
         pictures = [picture for images, _ in solved for picture in images]
         return FewShotPrompt(examples, question), [*pictures, *self.content.images(row)]
+
+
+def _in_turn(rows: Sequence[Row], wordings: Sequence[str]) -> list[Row]:
+    """Return the rows of each document in one of the wordings: the first document in the first, and so on."""
+    documents = list(dict.fromkeys(row["document"] for row in rows))
+    chosen = {document: wordings[index % len(wordings)] for index, document in enumerate(documents)}
+    return [row for row in rows if row["variant"] == chosen[row["document"]]]
 
 
 def answer_rows(

@@ -46,7 +46,7 @@ from medmllm_plugins.runtime.repair_answers import QuestionSet, answer_rows, sto
 from medmllm_plugins.runtime.repair_candidates import CANDIDATES, Candidate, RepairOptions, fit_score_map
 from medmllm_plugins.utils.atomic_files import write_whole
 
-ANOTHER_WORDING: Final = "another wording"
+OTHER_WORDINGS: Final = "other wordings"
 SHOTS: Final = (1, 2, 4)
 STOPPING: Final = 128
 """Documents of the validation fold on which the loss is measured during training."""
@@ -254,8 +254,9 @@ class RepairRunner:
         """Return what repairs are tested on beside their own question, by name."""
         settings, limit = self._settings, self._options.test_limit
         sets: dict[str, QuestionSet] = {}
-        other = replace(settings, paraphrase=_other_wording(settings))
-        sets[ANOTHER_WORDING] = QuestionSet(self._task, other, self._data, "test", limit)
+        sets[OTHER_WORDINGS] = QuestionSet(
+            self._task, settings, self._data, "test", limit, without=int(settings.paraphrase)
+        )
         if settings.dataset.kind != "multilabel":
             base = self._task.partition(":")[0].removesuffix(f"_{settings.protocol}")
             for protocol in ("closed_set", "letter", "open"):
@@ -428,11 +429,6 @@ class RepairRunner:
 
     def _answers_file(self, key: str) -> Path:
         return self._folder / "answers" / f"{key.replace('--', '').replace(' ', '-')}.jsonl"
-
-
-def _other_wording(settings: TaskSettings) -> int:
-    """Return a wording of the question that is not the task's own."""
-    return 1 + int(settings.paraphrase) % PARAPHRASES
 
 
 def _parsed(outcomes: Sequence[Outcome]) -> float:

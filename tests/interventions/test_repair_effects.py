@@ -115,13 +115,13 @@ def test_a_repair_without_a_control_can_help() -> None:
 
 
 def test_what_a_repair_harms_is_said() -> None:
-    places = {"t_letter": gain(-5.0), "another wording": gain(7.0), "t_open": gain(0.0)}
+    places = {"t_letter": gain(-5.0), "other wordings": gain(7.0), "t_open": gain(0.0)}
     transfers = tuple(
         RepairTransfer(task=task, n=10, before=gain(50), after=gain(50), gain=change) for task, change in places.items()
     )
     judged = study(replace(result("soft_prompt", 9.0, parameters=2_048), transfers=transfers))
     assert judged.sentence.endswith(
-        ", 2.0 k parameters, also the best. Soft prompt also gains on another wording. Soft prompt loses on t_letter."
+        ", 2.0 k parameters, also the best. Soft prompt also gains on other wordings. Soft prompt loses on t_letter."
     )
 
 

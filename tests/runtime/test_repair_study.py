@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,12 +73,27 @@ def test_a_study_measures_each_candidate(finished: tuple[Path, RepairStudy]) -> 
     assert wording.setting.startswith("paraphrase=") and wording.folder == "" and wording.curve == ()
     for repair in study.repairs:
         names = [transfer.task for transfer in repair.transfers]
-        assert names == ["another wording", "med_cls_demo_letter", "med_cls_demo_open"]
+        assert names == ["other wordings", "med_cls_demo_letter", "med_cls_demo_open"]
         assert repair.fixed - repair.broken == round(12 * repair.gain.value)
     assert [point.documents for point in bias.curve] == [8] == [point.documents for point in prompt.curve]
     assert (folder / prompt.folder / "repair.safetensors").is_file()
     outcomes = read_outcomes(folder / "answers" / "soft_prompt" / "test.jsonl")
     assert sum(o.predicted == o.label for o in outcomes) / 12 == prompt.accuracy.value
+
+
+@pytest.mark.parametrize(("own", "others"), [("", {1, 2, 3}), (":paraphrase=2", {0, 1, 3})])
+def test_other_wordings_share_the_documents(data: Dataset, own: str, others: set[int]) -> None:
+    settings = task_settings(f"{TASK}{own}")
+    asked = QuestionSet(TASK, settings, data, "test", 24)
+    elsewhere = QuestionSet(TASK, settings, data, "test", 24, without=int(settings.paraphrase))
+    assert sorted(row["document"] for row in elsewhere.rows) == sorted(row["document"] for row in asked.rows)
+    wordings = Counter(row["variant"] for row in elsewhere.rows)
+    assert wordings == {f"wording {number}": 8 for number in others}
+    texts = {elsewhere.content.question(row).text for row in elsewhere.rows}
+    assert len(texts) == 3 and asked.content.question(asked.rows[0]).text not in texts
+    assert {tuple(elsewhere.content.question(row).labels) for row in elsewhere.rows} == {
+        tuple(asked.content.question(asked.rows[0]).labels)
+    }
 
 
 def test_an_interrupted_study_goes_on_to_the_same_results(
