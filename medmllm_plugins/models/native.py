@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from medmllm_plugins.errors import ModelError, OptionError, one_line, shown
+from medmllm_plugins.models.adapters import adapter_files, merge_adapter
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json, some
 from medmllm_plugins.models.config_files import check_bounds
 from medmllm_plugins.models.families.family import Family
@@ -67,7 +68,8 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     processor = _processor(folder)
     model = _model(folder, options)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
-    return Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
+    files += [*weights.files, *adapter_files(options)]
+    return Native(model, processor, family, folder, tuple(files), untrained_parts(model, family))
 
 
 def quantisation(options: LoadOptions) -> Any:
@@ -146,35 +148,6 @@ def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
     model.requires_grad_(False)
     evaluated: PreTrainedModel = model.eval()
     return evaluated
-
-
-def merge_adapter(model: Any, adapter: str, *, may_change_nothing: bool = False) -> Any:
-    """Merge a LoRA adapter into the weights of a model, so that stages keep their names.
-
-    Raises:
-        ModelError: the folder has no adapter, or it does not fit the model.
-        OptionError: peft is not installed.
-    """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise OptionError("peft= needs the package peft; pip install peft.") from error
-    folder = find_folder(adapter)
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: expected an adapter with an adapter_config.json, got none.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder}: expected adapter_model.safetensors, got none; pickled adapters are not read.")
-    before = {name: value.detach().float().sum().item() for name, value in model.named_parameters()}
-    try:
-        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except Exception as error:
-        raise ModelError(f"{folder}: the adapter does not fit the model: {one_line(error)}") from error
-    changed = [
-        name for name, value in merged.named_parameters() if before.get(name) != value.detach().float().sum().item()
-    ]
-    if not changed and not may_change_nothing:
-        raise ModelError(f"{folder}: the adapter changed no weight of the model; is it of another model?")
-    return merged
 
 
 def eos_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -155,6 +156,14 @@ def test_a_lora_folder_loads_with_peft_alone(loaded: LoadedModel, tmp_path: Path
     other = demo()
     PeftModel.from_pretrained(other.model, str(tmp_path)).merge_and_unload()
     np.testing.assert_allclose(scores(other), expected, atol=2e-4)
+    merged = load(LoadOptions("demo", device="cpu", dtype="float32", peft=str(tmp_path)))
+    np.testing.assert_allclose(scores(merged), expected, atol=2e-4)
+    # Another adapter in the same folder is another model.
+    first = merged.fingerprint
+    assert first != loaded.fingerprint
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(path).items()}, path)
+    assert load(LoadOptions("demo", device="cpu", dtype="float32", peft=str(tmp_path))).fingerprint != first
 
 
 def test_a_repair_of_other_weights_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:

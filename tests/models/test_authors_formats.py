@@ -194,8 +194,8 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 
 def test_options_that_do_not_go_with_these_formats(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path)
-    with pytest.raises(OptionError, match=r"Got `peft=adapter`, which models that are filled"):
-        original_llava.huatuogpt_vision(options(folder, peft="adapter"))
+    with pytest.raises(OptionError, match=r"Got `load_in=4bit`, which models that are filled"):
+        original_llava.huatuogpt_vision(options(folder, load_in="4bit"))
     with pytest.raises(OptionError, match=r"Got `system=Be brief`"):
         original_llava.huatuogpt_vision(options(folder, system="Be brief"))
     with pytest.raises(ModelError, match="one image a question"):

@@ -12,6 +12,7 @@ from accelerate.utils import get_balanced_memory
 from transformers import PreTrainedModel
 
 from medmllm_plugins.errors import ModelError, OptionError
+from medmllm_plugins.models.adapters import merge_adapter
 from medmllm_plugins.models.checkpoint import Weights, fill, match_weights
 from medmllm_plugins.models.options import LoadOptions
 
@@ -65,6 +66,8 @@ def build_model(
     fill(model, weights, names, options.torch_dtype, torch.device("cpu") if spread else options.torch_device)
     if config.tie_word_embeddings and model.lm_head.weight is not model.model.language_model.embed_tokens.weight:
         raise ModelError("transformers did not tie the output embeddings to the input embeddings as the config asks.")
+    if options.peft is not None:
+        model = merge_adapter(model, options.peft)
     model.requires_grad_(False)
     if spread:
         _spread(model, str(options.device_map))
@@ -91,5 +94,5 @@ def rename_by_table(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> 
     return next((pattern.sub(new, name) for pattern, new in table if pattern.match(name)), name)
 
 
-FOREIGN = ("load_in", "peft", "trust_remote_code")
+FOREIGN = ("load_in", "trust_remote_code")
 """Options that a model filled from another format does not take."""

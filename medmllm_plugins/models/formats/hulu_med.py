@@ -14,6 +14,7 @@ from typing import Any
 import transformers as hf
 
 from medmllm_plugins.errors import ModelError, one_line, shown
+from medmllm_plugins.models.adapters import adapter_files
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
@@ -62,7 +63,14 @@ def load(options: LoadOptions) -> ChatModel:
         model.generation_config = read_generation_config(folder)
     family = VideoLlama3()
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt", ".jinja", ".model")]
-    native = Native(model, processor, family, folder, (*files, *weights.files), untrained_parts(model, family))
+    native = Native(
+        model,
+        processor,
+        family,
+        folder,
+        (*files, *weights.files, *adapter_files(options)),
+        untrained_parts(model, family),
+    )
     return ChatModel(native, PromptStyle(system=options.system, template={"enable_thinking": False}))
 
 

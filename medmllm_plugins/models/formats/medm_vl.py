@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.adapters import adapter_files
 from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.checkpoint import Weights, find_folder, open_weights
 from medmllm_plugins.models.families.medm_vl_ct import MedMVLCTFamily, SlicesLlava, volume_of, volume_pixels
@@ -91,7 +92,7 @@ def _load(
         tokenizer,
         siglip_processor(folder, int(config.vision.image_size)),  # type: ignore[arg-type]
         f"{SYSTEM} USER: ",
-        (*(file for file in files if file.is_file()), *weights.files),
+        (*(file for file in files if file.is_file()), *weights.files, *adapter_files(options)),
         max_length=min(config.max_length, int(config.llm.max_position_embeddings)),
         pad_token_id=int(tokenizer.pad_token_id),
     )

@@ -16,6 +16,7 @@ import transformers as hf
 from PIL import Image
 
 from medmllm_plugins.errors import ModelError, shown
+from medmllm_plugins.models.adapters import adapter_files
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
 from medmllm_plugins.models.formats.base_configs import CLIP_TOWERS, base_config
@@ -83,7 +84,7 @@ def load(options: LoadOptions, template: Template) -> OriginalLlava:
         tokenizer,
         _processor(folder, config),
         template.before,
-        (*(file for file in files if file.is_file()), *weights.files),
+        (*(file for file in files if file.is_file()), *weights.files, *adapter_files(options)),
         max_length=int(config.get_text_config().max_position_embeddings),
         pad_token_id=next(int(pad) for pad in pads if pad is not None and int(pad) != image_token),
         first_token=int(tokenizer.bos_token_id) if begins else None,

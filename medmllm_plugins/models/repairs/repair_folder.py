@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medmllm_plugins.errors import DataError, ModelError, one_line, shown
+from medmllm_plugins.models.adapters import merge_adapter
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.checkpoint import read_json
-from medmllm_plugins.models.native import merge_adapter
 from medmllm_plugins.models.repairs.lora_part import LoraPart
 from medmllm_plugins.models.repairs.repair_part import LowRankAdapter, RepairPart, SoftPrompt
 from medmllm_plugins.models.repairs.repaired_model import RepairedModel
