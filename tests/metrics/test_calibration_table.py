@@ -121,6 +121,28 @@ def test_feature_health_scores() -> None:
     assert min(table(f"groups | documents per group | ICC | layers | {ends}", rows)) >= 0.90
 
 
+def test_feature_health_scores_of_jagged_curves() -> None:
+    """Inner layers lie three points above and below the line in turn, so that the penalty of true changes counts."""
+
+    def jagged(start: float, end: float, layers: int) -> list[float]:
+        inner = np.where(np.arange(layers) % 2, 0.03, -0.03)
+        inner[[0, -1]] = 0
+        return np.minimum(np.linspace(start, end, layers) + inner, 0.995).tolist()
+
+    ends = [(0.35, 0.85), (0.8, 0.8), (0.9, 0.97), (0.97, 0.99)]
+    rows: list[Row] = [
+        (
+            (groups, sizes, icc, layers),
+            [partial(health_coverage, groups, jagged(*each, layers), icc, 0.9, sizes, 250) for each in ends],
+        )
+        for groups in GROUPS
+        for sizes, icc in [("3", 0.0), ("1 to 9", 0.8)]
+        for layers in LAYERS
+    ]
+    shown = " | ".join(f"{start:.0%} to {end:.0%}" for start, end in ends)
+    assert min(table(f"groups | documents per group | ICC | layers | {shown}", rows)) >= 0.80
+
+
 def test_permutations_of_labels() -> None:
     correlations = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)]
     rows: list[Row] = [
