@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -104,6 +105,9 @@ class Difference:
         difference: first minus second, over the questions that both answered; unknown if there are none.
         second_accuracy: accuracy of the second on these.
         shared: number of these.
+        first_alone: number of these that the first alone answered correctly; errors that are fixed, if it is the second
+            with a repair.
+        second_alone: likewise for the second; new errors.
     """
 
     first: TaskResult
@@ -111,6 +115,8 @@ class Difference:
     difference: Estimate
     second_accuracy: float
     shared: int
+    first_alone: int
+    second_alone: int
 
     def seen_from(self, result: TaskResult) -> Estimate:
         """Return the difference as one of the two minus the other."""
@@ -136,9 +142,20 @@ def model_differences(dataset: DatasetRuns) -> list[Difference]:
         }
     )
     return [
-        Difference(first, second, *differences.get(str(index), NO_DIFFERENCE))
+        Difference(
+            first,
+            second,
+            *differences.get(str(index), NO_DIFFERENCE),
+            _correct_alone(correct[id(first)], correct[id(second)]),
+            _correct_alone(correct[id(second)], correct[id(first)]),
+        )
         for index, (first, second) in enumerate(pairs)
     ]
+
+
+def _correct_alone(correct: Mapping[Key, float], other: Mapping[Key, float]) -> int:
+    """Return the number of rows that both have and only the first answers correctly."""
+    return sum(value > other.get(key, math.inf) for key, value in correct.items())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -237,8 +237,9 @@ def test_the_best_model_is_compared_with_every_other(tmp_path: Path) -> None:
     table = answer_tables.differences_table(part, model_differences(part))
     for row in table.rows:
         result, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
-        expected = compare(rows[two], rows[result]).accuracy
-        gap = row[7]
+        comparison = compare(rows[two], rows[result])
+        expected, gap = comparison.accuracy, row[7]
+        assert row[8:] == comparison.discordant[::-1] and min(comparison.discordant) > 0
         assert isinstance(gap, Estimate) and isinstance(row[5], float) and isinstance(row[6], float)
         for end in ("value", "low", "high"):
             assert getattr(gap, end) == pytest.approx(getattr(expected, end), abs=1e-12)

@@ -67,7 +67,10 @@ def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Tabl
     for pair in pairs:
         names = (pair.first.task.name, pair.second.subject.label, pair.second.task.name)
         accuracy = pair.second_accuracy + pair.difference.value
-        rows.append((pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference)))
+        counts = (pair.first_alone, pair.second_alone)
+        rows.append(
+            (pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference, *counts))
+        )
     return model_table(dataset, "differences", rows)
 
 
