@@ -90,13 +90,13 @@ def _answer_arguments(run: RunFolder) -> list[str]:
 
 
 def _labels(runs: Sequence[RunFolder]) -> list[str]:
-    """Return the shortest labels that differ: model name, size, loading and prompting options, run folder."""
+    """Return the shortest labels that differ: model, adapter and repair, loading and prompting options, run folder."""
     forms = [_label_forms(run) for run in runs]
-    chosen = [1] * len(forms)
-    for depth in range(1, 4):
+    chosen, longest = [0] * len(forms), 3
+    for depth in range(longest):
         labels = [form[index] for form, index in zip(forms, chosen, strict=True)]
         repeated = {label for label in labels if labels.count(label) > 1}
-        chosen = [min(depth + 1, 3) if label in repeated else at for label, at in zip(labels, chosen, strict=True)]
+        chosen = [depth + 1 if label in repeated else at for label, at in zip(labels, chosen, strict=True)]
     labels = [form[index] for form, index in zip(forms, chosen, strict=True)]
     return [
         label if labels.count(label) == 1 else f"{label} #{labels[:index].count(label) + 1}"
@@ -111,8 +111,10 @@ def _label_forms(run: RunFolder) -> tuple[str, str, str, str]:
     if run.manifest.model is None and run.command.get("model_args"):
         size = cut(run.command["model_args"], 40)
     plain = f"{name} ({size})" if size else name
+    added = {"adapter": model.peft, "repair": model.repair}
+    changed = "".join(f", {kind} {cut(Path(path).name, 30)}" for kind, path in added.items() if path)
     options = [
         option for option in (model.dtype, model.load_in, model.peft, model.repair, *_answer_arguments(run)) if option
     ]
     precise = f"{plain}, {cut(', '.join(options), 60)}" if options else plain
-    return name, plain, precise, f"{plain}, {cut(run.name, 60)}"
+    return plain, plain + changed, precise, f"{plain}, {cut(run.name, 60)}"

@@ -34,6 +34,16 @@ def test_runs_that_were_asked_otherwise_are_two_models(tmp_path: Path) -> None:
             assert len(set(labels)) == 2 and ("4 examples" if name == "b" else "max_new_tokens=2") in labels[1]
 
 
+def test_a_repair_is_labelled_by_the_name_of_its_folder(tmp_path: Path) -> None:
+    for name, repair in (("a", None), ("b", "out/repairs/x-1/class_bias"), ("c", "out/repairs/x-1/affine")):
+        Folder(tmp_path / name, repair=repair).answers("med_cls_toy", outcomes())
+    labels = [subject.label for subject in collect_runs([tmp_path / name for name in "abc"]).subjects]
+    assert labels == ["model-a (tiny)", "model-a (tiny), repair class_bias", "model-a (tiny), repair affine"]
+    Folder(tmp_path / "d", repair="out/repairs/x-2/affine").answers("med_cls_toy", outcomes())
+    labels = [subject.label for subject in collect_runs([tmp_path / name for name in "acd"]).subjects]
+    assert labels[1:] == [f"model-a (tiny), out/repairs/x-{number}/affine" for number in (1, 2)]
+
+
 def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Folder(tmp_path / name).answers("med_cls_toy", outcomes())
