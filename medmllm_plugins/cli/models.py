@@ -31,13 +31,17 @@ def models(json: JsonFlag = False) -> None:
 
 
 def model_rows() -> list[dict[str, Any]]:
-    """Return every registered model: name, sizes and where each comes from."""
+    """Return every registered model: name, sizes, where each comes from and what it was tuned from."""
     names = ("name", "summary", "sizes", "licence", "citation")
     specs = get_manager().models().values()
-    return [{name: getattr(spec, name) for name in names} | {"sizes": dict(spec.sizes)} for spec in specs]
+    return [
+        {name: getattr(spec, name) for name in names} | {"sizes": dict(spec.sizes), "base": dict(spec.base)}
+        for spec in specs
+    ]
 
 
 def _plain_lines(row: dict[str, Any]) -> list[str]:
     sizes = [f"    pretrained={size:<12} {source}" for size, source in row["sizes"].items()]
+    sizes += [f"    twin=base of {size:<9} {source}" for size, source in row["base"].items()]
     licence = [f"    licence  {row['licence']}"] if row["licence"] else []
     return [f"{row['name']}: {row['summary']}", *sizes, *licence]

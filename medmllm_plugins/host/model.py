@@ -43,7 +43,8 @@ class MedicalMLLM(lmms):
         max_new_tokens: longest answer; what the task asks for when ``None``.
         run_dir: folder for the manifest and the detailed results.
         twin: a second checkpoint of the same architecture, whose states med_patch tasks put in. It is loaded like the
-            first, but neither quantised nor with its adapter or repair.
+            first, but neither quantised nor with its adapter or repair. ``"base"``: the general model that it was tuned
+            from.
         twin_peft: a LoRA adapter of the twin.
         twin_states: ``"memory"``: both are loaded; ``"disk"``: they take turns on the device, and states go from one to
             the other through files.
@@ -96,7 +97,7 @@ class MedicalMLLM(lmms):
         }
         self.options = LoadOptions(**{**loading, **texts, "pretrained": str(pretrained)})
         self.options.check()
-        twin_loading = twin_options(self.options, twin, twin_peft, twin_states)
+        twin_loading = twin_options(self.spec, self.options, twin, twin_peft, twin_states)
         self._twin = None
         if twin_loading is not None:
             self._twin = Twin(lambda run: self._load(run, twin_loading), twin_loading, in_turn=twin_states == DISK)

@@ -11,9 +11,11 @@ from typing import Any, Final
 from medmllm_plugins.errors import OptionError, shown
 from medmllm_plugins.host.flags import parse_pairs
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.plugins.specs import ModelSpec
 
 MEMORY: Final = "memory"
 """Both twins are loaded at once."""
+BASE: Final = "base"
 DISK: Final = "disk"
 """Twins are loaded in turn; their states are kept in files."""
 
@@ -54,14 +56,17 @@ def run_folder(run_dir: str | None) -> str | None:
     return str(path)
 
 
-def twin_options(options: LoadOptions, twin: str | None, peft: str | None, states: str) -> LoadOptions | None:
+def twin_options(
+    spec: ModelSpec, options: LoadOptions, twin: str | None, peft: str | None, states: str
+) -> LoadOptions | None:
     """Return how the twin of a model is loaded; ``None`` without one.
 
     It is on the same device and of the same type; adapter, repair and quantisation are those of the model alone.
+    :data:`BASE` stands for the general model that ``spec`` was tuned from.
 
     Raises:
         OptionError: an adapter, or where states are kept, is named without a twin; or ``states`` is neither
-            :data:`MEMORY` nor :data:`DISK`.
+            :data:`MEMORY` nor :data:`DISK`; or the base of the checkpoint is not known.
     """
     if states not in (MEMORY, DISK):
         raise OptionError(f"Expected argument `twin_states` to be {MEMORY} or {DISK}, got {states!r}.")
@@ -70,6 +75,14 @@ def twin_options(options: LoadOptions, twin: str | None, peft: str | None, state
             if not missing:
                 raise OptionError(f"Expected `{name}` together with `twin`, got it alone. Add twin=CHECKPOINT.")
         return None
+    if twin == BASE:
+        twin = spec.base_of(str(options.pretrained))
+        if twin is None:
+            known = ", ".join(spec.base) or "none"
+            raise OptionError(
+                f"{spec.name}: expected `pretrained` of twin=base to be a size whose base is known ({known}), its hub "
+                f"id or a folder of that name, got {options.pretrained!r}. Name the base itself: twin=CHECKPOINT."
+            )
     # The code of another checkpoint than the one that was trusted must not run.
     trusted = options.trust_remote_code if str(twin) == options.pretrained else None
     adapter = None if peft is None else str(peft)

@@ -77,6 +77,8 @@ class ModelSpec:
         name: the name after ``--model``; lower-case letters, digits and underscores.
         summary: one line for ``medmllm models``.
         sizes: short size name, as it may be written after ``pretrained=``, to hub id.
+        base: size name to hub id of the general model that this size was tuned from, which ``twin=base`` stands for;
+            without those that have no single one.
         family: the architecture: a ``model_type`` that this package knows
             (:mod:`medmllm_plugins.models.families.family_registry`), or ``"package.module:Class"``, a class of the
             plugin's own derived from :class:`medmllm_plugins.models.families.family.Family`. Any known one if empty.
@@ -95,6 +97,7 @@ class ModelSpec:
     name: str
     summary: str
     sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    base: Mapping[str, str] = field(default_factory=dict, hash=False)
     family: str = ""
     prompt_style: PromptStyle = field(default_factory=PromptStyle)
     loader: str | None = None
@@ -124,13 +127,29 @@ class ModelSpec:
             )
         if not isinstance(self.prompt_style, PromptStyle):
             raise OptionError(f"Expected argument `prompt_style` to be a PromptStyle, got {shown(self.prompt_style)}.")
-        if not isinstance(self.sizes, Mapping) or not all(
-            isinstance(text, str) and text for pair in self.sizes.items() for text in pair
-        ):
-            raise OptionError(f"Expected argument `sizes` to map size names to hub ids, got {shown(self.sizes)}.")
+        for name in ("sizes", "base"):
+            ids = getattr(self, name)
+            if not isinstance(ids, Mapping) or not all(
+                isinstance(text, str) and text for pair in ids.items() for text in pair
+            ):
+                raise OptionError(f"Expected argument `{name}` to map size names to hub ids, got {shown(ids)}.")
+        if unknown := sorted(set(self.base) - set(self.sizes)):
+            raise OptionError(f"Expected argument `base` to have names of `sizes`, got {unknown}.")
         _check_text("licence", self.licence)
         _check_text("citation", self.citation)
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
+        object.__setattr__(self, "base", MappingProxyType(dict(self.base)))
+
+    def base_of(self, pretrained: str) -> str | None:
+        """Return the hub id of the general model that a checkpoint was tuned from; ``None`` if it is not known.
+
+        Args:
+            pretrained: a size name, a hub id, or a folder that has the name of one.
+        """
+        for size, checkpoint in self.sizes.items():
+            if pretrained in (size, checkpoint) or Path(pretrained).name == PurePosixPath(checkpoint).name:
+                return self.base.get(size)
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from medmllm_plugins.report.base_models import tuned_models
 from medmllm_plugins.report.figures import (
     answer_figures,
     attribution_figures,
@@ -145,6 +146,7 @@ def build_section(dataset: DatasetRuns) -> DatasetSection:
         tables={
             "metrics": answer_tables.metrics_table(dataset, judged),
             "differences": answer_tables.differences_table(dataset, pairs),
+            "bases": answer_tables.bases_table(dataset, tuned_models(dataset, pairs)),
             "sensitivity": answer_tables.sensitivity_table(dataset, controls),
             **{name: tabulate(dataset) for name, tabulate in _TABLES.items()},
         },

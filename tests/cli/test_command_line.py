@@ -135,7 +135,7 @@ def test_words_are_those_of_the_process_by_default(
 def test_models(medmllm: Medmllm, install: Callable[[str, str], None]) -> None:
     install("giver", GIVING)
     rows = json.loads(medmllm("models", "--json")[1])
-    assert all(set(row) == {"name", "summary", "sizes", "licence", "citation"} for row in rows)
+    assert all(set(row) == {"name", "summary", "sizes", "base", "licence", "citation"} for row in rows)
     ours, giver = rows[0], rows[-1]
     assert {"lingshu", "medgemma", "hulu_med", "medmllm_hf"} <= {row["name"] for row in rows}
     assert ours["name"] == "medm_vl" and set(ours["sizes"]) == {"demo", "2d-3b"} and "arXiv" in ours["citation"]

@@ -37,6 +37,7 @@ from medmllm_plugins.models.checkpoint import demo_folder
         ("pretrained=demo,max_new_tokens=inf", ["`max_new_tokens`", "inf"]),
         ("pretrained=demo,run_dir=", ["`run_dir`", "''"]),
         ("pretrained=demo,twin=demo,twin_states=tape", ["`twin_states`", "memory or disk", "'tape'"]),
+        ("pretrained=demo,twin=base", ["medm_vl", "base is known (none)", "'demo'", "twin=CHECKPOINT"]),
         ("pretrained=demo,twin_states=disk", ["`twin_states` together with `twin`"]),
         ("pretrained=demo,twin_peft=adapter", ["`twin_peft` together with `twin`"]),
     ],

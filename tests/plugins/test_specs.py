@@ -10,6 +10,7 @@ import pytest
 from support.plugin_site import Site
 
 from medmllm_plugins.errors import OptionError
+from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec, PromptStyle, TaskFolder
 
 
@@ -39,6 +40,8 @@ from medmllm_plugins.plugins.specs import AttributionSpec, ModelSpec, ProbeSpec,
         ({"loader": None, "wrapper": "a:Class"}, "`wrapper`"),
         ({"sizes": ["7b"]}, "`sizes`"),
         ({"sizes": {"7b": 7}}, "`sizes`"),
+        ({"base": ["7b"]}, "`base`"),
+        ({"sizes": {"7b": "owner/name"}, "base": {"8b": "other/name"}}, "`base` to have names of `sizes`, got .'8b'."),
         ({"licence": None}, "`licence`"),
         ({"citation": 5}, "`citation`"),
     ],
@@ -83,6 +86,30 @@ def test_model_spec_is_frozen_and_hashable() -> None:
         spec.name = "b"  # type: ignore[misc]
     with pytest.raises(TypeError):
         spec.sizes["8b"] = "other/name"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "base"),
+    [
+        ("7b", "general/Base-7B"),
+        ("owner/Tuned-7B", "general/Base-7B"),
+        ("/models/Tuned-7B/", "general/Base-7B"),
+        ("13b", None),
+        ("owner/Tuned-13B", None),
+        ("/models/another", None),
+    ],
+)
+def test_the_base_of_a_checkpoint(pretrained: str, base: str | None) -> None:
+    sizes = {"7b": "owner/Tuned-7B", "13b": "owner/Tuned-13B"}
+    spec = ModelSpec(name="a", summary="A model.", sizes=sizes, base={"7b": "general/Base-7B"})
+    assert spec.base_of(pretrained) == base
+
+
+def test_general_models_of_medical_ones_are_stated() -> None:
+    models = get_manager().models()
+    assert models["lingshu"].base_of("32b") == "Qwen/Qwen2.5-VL-32B-Instruct"
+    assert models["medgemma"].base_of("google/medgemma-4b-it") == "google/gemma-3-4b-it"
+    assert {name for name, spec in models.items() if spec.base} == {"lingshu", "medgemma", "medvlm_r1", "shizhengpt"}
 
 
 @pytest.mark.parametrize("path", ["", "tasks", "pkg:", ":tasks", "pkg:/tasks", "pkg:../tasks", "a b:tasks", 5, None])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
 from medmllm_plugins.metrics.summary import Summary
+from medmllm_plugins.report.base_models import TunedModel
 from medmllm_plugins.report.display_names import DECIMALS, METRICS, SCORE_FORMS, STATUSES
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.roc_curves import roc_curves
@@ -72,6 +73,16 @@ def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Tabl
             (pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference, *counts))
         )
     return model_table(dataset, "differences", rows)
+
+
+def bases_table(dataset: DatasetRuns, tuned: Sequence[TunedModel]) -> Table:
+    """Tabulate what each model gained over the one that it was tuned from."""
+    rows: list[Row] = []
+    for model in tuned:
+        shares = [model.shares.get(name) for name in ("vision", "connector", "llm")]
+        values = (model.result.task.name, model.base, model.questions, model.accuracy, model.base_accuracy, model.gain)
+        rows.append((model.result.subject, (*values, model.fixed, model.broken, *shares)))
+    return model_table(dataset, "bases", rows)
 
 
 def class_table(dataset: DatasetRuns) -> Table:
