@@ -33,7 +33,7 @@ from medmllm_plugins.interventions.twin_patching import (
 )
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import score_labels
-from medmllm_plugins.models.stages import connectors_of, replaced_forward
+from medmllm_plugins.models.stages import connector_modules, replaced_forward
 
 _TOKENS: Final = "input_ids"
 _LABELS: Final = "labels:"
@@ -177,8 +177,8 @@ def store_twin(
     of_labels = _of_labels(twin, own, question, labels, sites)
     store.write(TWIN, document, own.inputs["input_ids"], {**own.states, **of_labels, CONNECTOR_ALONE: alone})
     with ExitStack() as stack:
-        for theirs, mine in zip(connectors_of(twin), connectors_of(model), strict=True):
-            stack.enter_context(replaced_forward(theirs.module, mine.module.forward))
+        for theirs, mine in zip(connector_modules(twin), connector_modules(model), strict=True):
+            stack.enter_context(replaced_forward(theirs, mine.forward))
         of_model[CONNECTOR_ALONE] = own.connected(own.states[TOWER_END])
     store.write(MODEL, document, own.inputs["input_ids"], of_model)
 

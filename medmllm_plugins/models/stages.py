@@ -112,6 +112,12 @@ def connectors_of(loaded: LoadedModel) -> list[Layer]:
     return [first, *(Layer("connector", "connector", module, loaded.family) for module in others)]
 
 
+def connector_modules(loaded: LoadedModel) -> list[nn.Module]:
+    """Return all modules between the end of the tower and the LLM."""
+    before = [stage_module(loaded.model, name) for name in loaded.family.before_connector]
+    return [*before, *(layer.module for layer in connectors_of(loaded))]
+
+
 def is_block(layer: Layer) -> bool:
     """Return whether a layer is a block of the tower or the LLM."""
     return layer.name.rpartition(".")[2].isdigit()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.devices import discard, parked
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.models.stages import connectors_of
+from medmllm_plugins.models.stages import connector_modules
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 
 
@@ -43,7 +43,7 @@ class Twin:
             self.fingerprint = self._loaded.fingerprint
             yield self._loaded
             return
-        with parked(model.model, keep=[layer.module for layer in connectors_of(model)]):
+        with parked(model.model, keep=connector_modules(model)):
             twin = self._load(run)
             self.fingerprint = twin.fingerprint
             try:

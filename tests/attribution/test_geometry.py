@@ -134,7 +134,7 @@ def test_rows_that_change_with_a_block_of_a_picture_are_those_that_stand_on_it(m
 
 
 def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) -> None:
-    if model.model.config.model_type in ("llava", "llava_next") and isinstance(
+    if model.model.config.model_type in ("llava", "llava_next", "llava_onevision") and isinstance(
         model, ChatModel | original_llava.OriginalLlava
     ):
         pytest.skip("crops or pads")

@@ -25,7 +25,11 @@ from medmllm_plugins.prompts.feature_options import POOLINGS, FeatureOptions
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 LABELS = ["benign", "malignant tumour", "no"]
-UNREAD = {"llava": {"vision.01", "vision.norm"}, "llava_next": {"vision.01", "vision.norm"}}
+UNREAD = {
+    "llava": {"vision.01", "vision.norm"},
+    "llava_next": {"vision.01", "vision.norm"},
+    "llava_onevision": {"vision.norm"},
+}
 """Vision layers behind the one that LLaVA takes."""
 
 

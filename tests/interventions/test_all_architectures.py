@@ -244,7 +244,9 @@ def test_bfloat16_gives_the_scores_of_float32(kind: str, tmp_path: Path) -> None
         exchanged = interchange(model, QUESTION, images, donors, LABELS, exchanges)
         return np.array([*rows, *(row for some in (cut, exchanged) for each in some.values() for row in each)])
 
-    np.testing.assert_allclose(scores(rounded), scores(exact), atol=0.4)
+    # A rounding may send a token to another expert.
+    bound = 1.0 if kind.endswith("moe") else 0.4
+    np.testing.assert_allclose(scores(rounded), scores(exact), atol=bound)
 
     examples = [TrainingExample(QUESTION, lambda image=image: image, LABELS[1]) for image in images]  # type: ignore[misc]
     for name in ("connector_adapter", "attention_lora"):
@@ -258,4 +260,4 @@ def test_bfloat16_gives_the_scores_of_float32(kind: str, tmp_path: Path) -> None
             losses.append(train_part(model, part, examples, examples, options).validation_losses)
             assert all(value.dtype == torch.float32 for value in part.state().values()), name
         assert losses[0][-1] < losses[0][0] - 0.05, name
-        np.testing.assert_allclose(losses[1], losses[0], atol=0.1, err_msg=name)
+        np.testing.assert_allclose(losses[1], losses[0], atol=bound / 4, err_msg=name)

@@ -68,15 +68,17 @@ def _qwen(kind: str, vision: dict[str, Any], image: Any) -> tuple[Any, Any]:
         vision_start_token_id="<|vision_start|>",
         vision_end_token_id="<|vision_end|>",
     )
-    prefix = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[kind]
+    prefixes = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
+    prefix = prefixes[kind]
     text = {**TEXT, "rope_parameters": MROPE}
-    if kind == "qwen3_vl":
+    if kind.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
+    if kind == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
     config = getattr(hf, f"{prefix}Config")(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
-    video = {"qwen3_vl": "Qwen3VLVideoProcessor"}.get(kind, "Qwen2VLVideoProcessor")
-    processor = getattr(
-        hf, {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}[kind]
-    )(
+    newer = kind.startswith("qwen3_vl")
+    video = "Qwen3VLVideoProcessor" if newer else "Qwen2VLVideoProcessor"
+    processor = getattr(hf, "Qwen3VLProcessor" if newer else f"{prefix}Processor")(
         image_processor=image,
         tokenizer=words,
         video_processor=getattr(hf, video)(patch_size=image.patch_size, merge_size=image.merge_size),
@@ -106,7 +108,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return _qwen("qwen2_5_vl", vision, image)
 
 
-def qwen3_vl() -> tuple[Any, Any]:
+def qwen3_vl(kind: str = "qwen3_vl") -> tuple[Any, Any]:
     vision = {
         "hidden_size": 32,
         "out_hidden_size": 32,
@@ -118,7 +120,41 @@ def qwen3_vl() -> tuple[Any, Any]:
         "deepstack_visual_indexes": [0, 1],
     }
     image = hf.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=16 * 16 * 4, max_pixels=16 * 16 * 12)
-    return _qwen("qwen3_vl", vision, image)
+    return _qwen(kind, vision, image)
+
+
+def glm4v() -> tuple[Any, Any]:
+    special = ["<|begin_of_image|>", "<|end_of_image|>", "<|image|>"]
+    special += ["<|begin_of_video|>", "<|end_of_video|>", "<|video|>"]
+    words = tokenizer(special, image_token="<|image|>", video_token="<|video|>")
+    ids = _ids(
+        words,
+        image_token_id="<|image|>",
+        video_token_id="<|video|>",
+        image_start_token_id="<|begin_of_image|>",
+        image_end_token_id="<|end_of_image|>",
+        video_start_token_id="<|begin_of_video|>",
+        video_end_token_id="<|end_of_video|>",
+    )
+    vision = {
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "image_size": 64,
+    }
+    text = {**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
+    config = hf.Glm4vConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
+    sizes = {"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 12 * 2}
+    processor = hf.Glm4vProcessor(
+        image_processor=hf.Glm4vImageProcessor(patch_size=8, merge_size=2, size=sizes),
+        tokenizer=words,
+        video_processor=hf.Glm4vVideoProcessor(patch_size=8, merge_size=2),
+        chat_template=CHATML.replace("SLOT", "<|begin_of_image|><|image|><|end_of_image|>"),
+    )
+    return hf.Glm4vForConditionalGeneration(config), processor
 
 
 SIGLIP = {
@@ -205,6 +241,33 @@ def llava_next() -> tuple[Any, Any]:
         chat_template=CHATML.replace("SLOT", "<image>\n"),
     )
     return hf.LlavaNextForConditionalGeneration(config), processor
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    words = tokenizer(["<image>", "<video>"], image_token="<image>", video_token="<video>")
+    grid = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    config = hf.LlavaOnevisionConfig(
+        text_config={**TEXT, "model_type": "qwen2"},
+        vision_config={**SIGLIP, "model_type": "siglip_vision_model", "vision_use_head": False},
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        image_grid_pinpoints=grid,
+        tie_word_embeddings=False,
+        **_ids(words, image_token_id="<image>", video_token_id="<video>"),
+    )
+    processor = hf.LlavaOnevisionProcessor(
+        image_processor=hf.LlavaOnevisionImageProcessor(
+            size={"height": 32, "width": 32}, image_grid_pinpoints=grid, do_pad=True
+        ),
+        tokenizer=words,
+        video_processor=hf.LlavaOnevisionVideoProcessor(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        chat_template=CHATML.replace("SLOT", "<image>\n"),
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def internvl() -> tuple[Any, Any]:
@@ -302,9 +365,12 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": lambda: qwen3_vl("qwen3_vl_moe"),
+    "glm4v": glm4v,
     "gemma3": gemma3,
     "llava": llava,
     "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
     "internvl": internvl,
     "video_llama_3": video_llama_3,
     "idefics3": lambda: _idefics("idefics3"),

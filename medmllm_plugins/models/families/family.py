@@ -52,6 +52,7 @@ class Family:
         vision_blocks: name of the list of the vision tower's blocks, below the transformers model.
         vision_norm: name of the norm after the last of them; ``None`` where there is none.
         connector: name of the module whose output replaces the embeddings of the image tokens.
+        before_connector: names of modules between the end of the tower and that module, which belong to the connector.
         llm_blocks: name of the list of the LLM's blocks.
         llm_norm: name of the norm after the last of them.
         flat: whether the tower returns the patches of a batch in one list, (patches, d), without an axis for tiles.
@@ -64,6 +65,7 @@ class Family:
     vision_blocks: ClassVar[str] = "model.vision_tower.encoder.layers"
     vision_norm: ClassVar[str | None] = "model.vision_tower.post_layernorm"
     connector: ClassVar[str] = "model.multi_modal_projector"
+    before_connector: ClassVar[tuple[str, ...]] = ()
     embed: ClassVar[str] = "model.language_model.embed_tokens"
     llm_blocks: ClassVar[str] = "model.language_model.layers"
     llm_norm: ClassVar[str] = "model.language_model.norm"

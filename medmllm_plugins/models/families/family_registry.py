@@ -9,14 +9,17 @@ from typing import Final
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.gemma3 import Gemma3
+from medmllm_plugins.models.families.glm4v import Glm4V
 from medmllm_plugins.models.families.idefics3 import Idefics3
 from medmllm_plugins.models.families.internvl import InternVL
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.families.llava_next import LlavaNext
+from medmllm_plugins.models.families.llava_onevision import LlavaOnevision
 from medmllm_plugins.models.families.paligemma import PaliGemma
 from medmllm_plugins.models.families.qwen2_5_vl import Qwen25VL
 from medmllm_plugins.models.families.qwen2_vl import Qwen2VL
 from medmllm_plugins.models.families.qwen3_vl import Qwen3VL
+from medmllm_plugins.models.families.qwen3_vl_moe import Qwen3VLMoe
 from medmllm_plugins.models.families.smolvlm import SmolVLM
 from medmllm_plugins.models.families.video_llama_3 import VideoLlama3
 from medmllm_plugins.plugins.guard import PluginRaised, run_plugin_code
@@ -26,7 +29,7 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
-        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Gemma3(), Llava(), LlavaNext()),
+        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Glm4V(), Gemma3(), Llava(), LlavaNext(), LlavaOnevision()),
         *(PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM()),
     )
 }

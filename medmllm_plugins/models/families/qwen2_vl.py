@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class Qwen2VL(FlatFamily):
     title = "Qwen2-VL"
     model_type = "qwen2_vl"
     vision_blocks = "model.visual.blocks"
-    vision_norm = None  # a part of the connector
+    vision_norm: ClassVar[str | None] = None  # a part of the connector
     connector = "model.visual.merger"
 
     def forward_prompt(self, model: Any, inputs: Inputs, **options: Any) -> tuple[Any, Tensor]:
