@@ -13,11 +13,14 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_authors
+from support.tiny_families import write_family
 from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.formats import hulu_med, original_llava
+from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.plugins.manager import get_manager
 
 LABELS = ["benign", "malignant tumour", "benign tumour", "no"]
 QUESTIONS = ["What is it?", "Classify this breast ultrasound image: benign, malignant.", "Is it benign? " * 3]
@@ -155,8 +158,8 @@ def test_hulu_med(tmp_path: Path, kind: str, nested: bool, wrapped: bool) -> Non
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
-    folder = tiny_authors.old_llava(tmp_path / "a", model_type="qwen2_5_vl")
-    with pytest.raises(ModelError, match=r"first LLaVA format.*got 'qwen2_5_vl'.*--model medmllm_hf"):
+    folder = tiny_authors.old_llava(tmp_path / "a", model_type="internvl")
+    with pytest.raises(ModelError, match=r"first LLaVA format.*got 'internvl'.*--model medmllm_hf"):
         original_llava.huatuogpt_vision(options(folder))
     with pytest.raises(ModelError, match=r"expected a Hulu-Med checkpoint.*got 'qwen2_5_vl'"):
         tiny_authors.hulu_med(tmp_path / "b")
@@ -169,6 +172,16 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     folder = tiny_authors.old_llava(tmp_path / "d", mm_vision_select_feature="cls")
     with pytest.raises(ModelError, match="patch or cls_patch, got 'cls'"):
         original_llava.llava_med(options(folder))
+
+
+def test_huatuogpt_vision_of_qwen2_5_vl_is_loaded_as_such(tmp_path: Path) -> None:
+    folder = write_family("qwen2_5_vl", tmp_path)
+    specs = get_manager().models()
+    model, plain = (load_model(specs[name], options(folder)) for name in ("huatuogpt_vision", "medmllm_hf"))
+    question, image = [QUESTIONS[0]], [[IMAGES[0]]]
+    answers = [each.generate(question, image, max_new_tokens=3, labels=LABELS) for each in (model, plain)]
+    assert answers[0] == answers[1] and model.family.model_type == "qwen2_5_vl" and model.shows == "images"
+    assert specs["huatuogpt_vision"].base_of("7b-qwen2.5vl") == "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def test_a_tower_that_is_not_in_the_checkpoint(tmp_path: Path) -> None:

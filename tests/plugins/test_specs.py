@@ -109,7 +109,8 @@ def test_general_models_of_medical_ones_are_stated() -> None:
     models = get_manager().models()
     assert models["lingshu"].base_of("32b") == "Qwen/Qwen2.5-VL-32B-Instruct"
     assert models["medgemma"].base_of("google/medgemma-4b-it") == "google/gemma-3-4b-it"
-    assert {name for name, spec in models.items() if spec.base} == {"lingshu", "medgemma", "medvlm_r1", "shizhengpt"}
+    tuned = {"aloe_vision", "huatuogpt_vision", "lingshu", "medgemma", "medvlm_r1", "shizhengpt"}
+    assert {name for name, spec in models.items() if spec.base} == tuned
 
 
 @pytest.mark.parametrize("path", ["", "tasks", "pkg:", ":tasks", "pkg:/tasks", "pkg:../tasks", "a b:tasks", 5, None])

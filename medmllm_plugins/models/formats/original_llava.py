@@ -17,12 +17,16 @@ from PIL import Image
 
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.adapters import adapter_files
+from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.checkpoint import find_folder, open_weights, read_json
 from medmllm_plugins.models.config_files import make_config, whole_number
+from medmllm_plugins.models.families.qwen2_5_vl import Qwen25VL
 from medmllm_plugins.models.formats.base_configs import CLIP_TOWERS, base_config
 from medmllm_plugins.models.formats.conversion import FOREIGN, build_model, rename_by_table
 from medmllm_plugins.models.formats.llm_tokenizer import TOKENIZER_FILES, load_tokenizer
 from medmllm_plugins.models.formats.templated_model import TemplatedModel
+from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
@@ -49,8 +53,14 @@ class Template(NamedTuple):
     after: str
 
 
-def huatuogpt_vision(options: LoadOptions) -> OriginalLlava:
-    """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors."""
+def huatuogpt_vision(options: LoadOptions) -> LoadedModel:
+    """Load HuatuoGPT-Vision in its authors' format; see :func:`load` for the errors.
+
+    The later version that was tuned from Qwen2.5-VL is loaded as such.
+    """
+    family = Qwen25VL()
+    if read_json(find_folder(options.pretrained) / "config.json").get("model_type") == family.model_type:
+        return ChatModel(open_native(options, family))
     return load(options, Template("<|user|>\n", "\n{}\n<|assistant|>\n"))
 
 
