@@ -140,7 +140,11 @@ def _compute(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     _refuse(operation, args, kwargs, distant, near, there)
     if device is not None:
         inner_kwargs["device"] = torch.device("cpu")
-    result = operation(*inner_args, **inner_kwargs)
+    if operation is _OPS.histc.default and not inner_args[0].is_floating_point():
+        # A CPU counts no integers, as accelerators do.
+        result = operation(inner_args[0].float(), *inner_args[1:], **inner_kwargs).to(inner_args[0].dtype)
+    else:
+        result = operation(*inner_args, **inner_kwargs)
     if operation is _OPS.copy_.default:
         return args[0]
     if operation in _READS or not there:
