@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,36 @@ def test_twins_in_turn_give_the_answers_of_twins_in_memory(
     ours, theirs = (table.set_index(keys).sort_index() for table in both)
     np.testing.assert_allclose(ours["log_odds"], theirs["log_odds"], atol=1e-3)
     assert (ours["answer"] == theirs["answer"]).all()
+
+
+@pytest.mark.slow
+def test_two_processes_of_twins_in_turn_give_what_twins_in_memory_do(
+    patched: Evaluated, broken: Path, tmp_path: Path
+) -> None:
+    """The processes share the documents, and each has a folder of states of its own."""
+    torchrun = Path(sysconfig.get_path("scripts")) / "torchrun"
+    arguments = f"pretrained={broken},twin=demo,twin_states=disk,device=cpu"
+    subprocess.run(
+        [
+            *(str(torchrun), "--nproc_per_node", "2", "--master_port", "29543", "-m", "lmms_eval"),
+            *("--model", "medm_vl", "--model_args", arguments, "--tasks", TASK, "--batch_size", "8"),
+            *("--limit", str(SETTINGS["limit"]), "--output_path", str(tmp_path)),
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=400,
+    )
+    (folder,) = (tmp_path / "medmllm_runs").glob("2*")
+    name = f"{TASK.replace(':', '+')}.patched_answers.csv"
+    keys = ["recipient", "layer", "tokens", "document"]
+    ours, theirs = (
+        pd.read_csv(each / name, keep_default_na=False).set_index(keys).sort_index()
+        for each in (folder, patched.folder)
+    )
+    assert ours.index.equals(theirs.index) and (ours["answer"] == theirs["answer"]).all()
+    np.testing.assert_allclose(ours["log_odds"], theirs["log_odds"], atol=1e-3)
+    assert json.loads((folder / "manifest.json").read_text("utf-8"))["finished"]
 
 
 def test_a_failure_while_patching_costs_no_answers(
