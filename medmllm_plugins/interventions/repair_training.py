@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, ModelError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.devices import empty_cache, out_of_memory
 from medmllm_plugins.models.processes import Processes
@@ -119,6 +119,7 @@ def train_part(
 
     Raises:
         DataError: there is nothing to learn from, or a loss is not finite.
+        ModelError: nothing in the model reads what the part changes.
     """
     if not train or not validation:
         raise DataError(f"Expected examples to train and to stop on, got {len(train)} and {len(validation)}.")
@@ -211,6 +212,11 @@ class _Fit:
         for start in range(0, len(own), self._part_size):
             some = own[start : start + self._part_size]
             loss = score_answers(self._loaded, some).losses.mean() * (len(some) / len(batch))
+            if not loss.requires_grad:
+                raise ModelError(
+                    "Expected answers that depend on the part that is trained, got ones that do not: nothing in this "
+                    "model reads what the part changes."
+                )
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from medmllm_plugins.data.layouts import phantoms
-from medmllm_plugins.errors import DataError
+from medmllm_plugins.errors import DataError, ModelError
 from medmllm_plugins.interventions import repair_training
 from medmllm_plugins.interventions.repair_training import (
     TrainingExample,
@@ -20,6 +20,7 @@ from medmllm_plugins.interventions.repair_training import (
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.repairs.lora_part import LoraPart, lora_targets
 from medmllm_plugins.models.repairs.repair_part import LowRankAdapter, SoftPrompt
 from medmllm_plugins.models.repairs.repaired_model import repaired
 from medmllm_plugins.probes.validation.fault_kinds import Fault
@@ -50,6 +51,17 @@ def examples(first: int, count: int) -> list[TrainingExample]:
             TrainingExample(question(), lambda image=image: Image.fromarray(image).convert("RGB"), LABELS[number % 4])
         )  # type: ignore[misc]
     return made
+
+
+def test_a_part_that_nothing_reads_is_an_error(loaded: LoadedModel) -> None:
+    """The tower's last blocks are skipped, so that LoRA there cannot learn."""
+    part = LoraPart(lora_targets(loaded, "vision", 1), 4)
+    fault = Fault("tower_blocks_skipped", 3)
+    with (
+        plant_faults(loaded, fault),
+        pytest.raises(ModelError, match="nothing in this model reads what the part changes"),
+    ):
+        train_part(loaded, part, examples(0, 4), examples(4, 4), TrainingOptions(steps=2, batch=2))
 
 
 def test_the_loss_is_that_of_plain_calls_of_the_model(loaded: LoadedModel) -> None:
