@@ -13,11 +13,13 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from benchmarks.harness import Benchmark, Details, Run, Sides, expect
-from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images
+from benchmarks.models import QUESTION, MeasuredModel, model_of_size, phantom_images
 from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, patch_sites, patch_twins
 from medmllm_plugins.models.stages import EMBED, layers_of
 
+BATCH = 8
+"""Documents at a time; with more, a CPU spends what is gained on memory that it asks the system for again and again."""
 NOISE = 0.3
 """Noise on the weights of the second model, in their standard deviations."""
 TOKENS = 4

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.generation import Prefill, cache_option
 from medmllm_plugins.models.stages import (
     EMBED,
@@ -67,11 +68,19 @@ class RecordedPass:
         self._layers = {layer.name: layer for layer in layers_of(loaded)}
         self._connectors = connectors_of(loaded)
         self._tower_ends = tower_ends(loaded)
+        tower = stage_module(loaded.model, loaded.family.tower)
+        # Where the connector is a part of the tower, what the tower returns depends on it.
+        apart = all(layer.module not in list(tower.modules()) for layer in self._connectors)
+        self._tower = tower if apart else None
+        self._tower_output: Any = None
         self._in_tuples: dict[nn.Module, bool] = {}
         self._keeps_shape: dict[nn.Module, bool] = {}
         with ExitStack() as stack:
             for module in self._blocks():
                 stack.enter_context(self._noting(module))
+            if self._tower is not None:
+                handle = self._tower.register_forward_hook(self._keep_tower_output)
+                stack.callback(handle.remove)
             # Connectors are recorded in any case: what is resumed deeper takes their outputs from here.
             recorded = {
                 site: [stack.enter_context(recording(layer)) for layer in self.layers_at(site)]
@@ -210,6 +219,9 @@ class RecordedPass:
                 if module not in [layer.module for layer in self.layers_at(site)]:
                     stack.enter_context(self._returning(module, None, index))
             tower = [layer.module for layer in self._layers.values() if layer.part == "vision" and is_block(layer)]
+            if site != TOWER_END and self._tower_output is not None and self._tower is not None:
+                stack.enter_context(replaced_forward(self._tower, _constant(self._tower_output)))
+                tower = []
             # Blocks that change the shape, as those of a convolutional tower, are computed though nothing reads them.
             if site != TOWER_END and all(self._keeps_shape.get(module, True) for module in tower):
                 for module in tower:
@@ -226,6 +238,9 @@ class RecordedPass:
             return []
         names = blocks[: blocks.index(site) + 1] if site in blocks else blocks
         return [self._layers[name].module for name in names]
+
+    def _keep_tower_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._tower_output = output
 
     def _blocks(self) -> list[nn.Module]:
         return [layer.module for layer in self._layers.values() if is_block(layer)]

@@ -29,6 +29,8 @@ MODEL: Final = "model"
 TWIN: Final = "twin"
 CONNECTOR_ALONE: Final = "connector alone"
 """Name of the site that exchanges the connector and nothing before it: it reads the recipient's own tower."""
+_TOGETHER: Final = 4
+"""Sites from which answers are generated at a time; each needs the keys and values of its prompts."""
 IMAGE_SITES: Final = (TOWER_END, CONNECTOR_ALONE, CONNECTOR)
 """Sites that hold image tokens only."""
 
@@ -173,28 +175,58 @@ def answers_with_states(
         sites: where states are put in.
         max_new_tokens: the most tokens of an answer.
     """
-    label_ids = [loaded.label_ids(question, labels)] * len(own.inputs["input_ids"])
+    count = len(own.inputs["input_ids"])
+    label_ids = [loaded.label_ids(question, labels)] * count
     image = loaded.image_positions(own.inputs)
+    last_block = [layer.name for layer in layers_of(loaded) if is_block(layer)][-1]
     answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
+    waiting: list[tuple[PatchSite | None, Prefill]] = []
 
-    for site in sites:
-        model: Any = loaded.model
-        length = max_new_tokens
-        if holds_all_tokens(site) and donor.donor_pass is not None:
-            model = HybridModel(own, donor.donor_pass, site.layer)
-            start = model.prefill()
-        elif holds_all_tokens(site):
-            model, start = replayed(site, own, donor)
-            length = 0
-        elif site.layer == CONNECTOR_ALONE:
-            start = own.resume(CONNECTOR, own.moved(donor.states[CONNECTOR_ALONE]))
-        else:
-            start = resumed(site, own, mixed_states(site, own, own.moved(donor.states[site.layer]), image))
-        answers[site] = _answers(loaded, model, start, label_ids, length)
+    def answer_waiting() -> None:
+        if waiting:
+            start = _merged([start for _, start in waiting])
+            rows = _answers(loaded, loaded.model, start, label_ids * len(waiting), max_new_tokens)
+            answers.update({site: rows[index * count :][:count] for index, (site, _) in enumerate(waiting)})
+            waiting.clear()
+
     # Answering extends the cache, which the other direction starts from.
-    clean = replace(own.start, cache=branch_cache(own.start.cache))
-    answers[None] = _answers(loaded, loaded.model, clean, label_ids, max_new_tokens)
-    return answers
+    waiting.append((None, replace(own.start, cache=branch_cache(own.start.cache))))
+    for site in sites:
+        if holds_all_tokens(site) and donor.donor_pass is not None:
+            hybrid = HybridModel(own, donor.donor_pass, site.layer)
+            answers[site] = _answers(loaded, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
+        elif holds_all_tokens(site):
+            answers[site] = _answers(loaded, *replayed(site, own, donor), label_ids, 0)
+        elif not (site.tokens == "image" and site.layer == last_block):
+            waiting.append((site, _start(site, own, donor, image)))
+        if len(waiting) >= _TOGETHER:
+            answer_waiting()
+    answer_waiting()
+    # Nothing reads the states of image tokens after the last block.
+    return {site: answers.get(site, answers[None]) for site in (*sites, None)}
+
+
+def _start(site: PatchSite, own: RecordedPass, donor: DonorStates, image: Tensor) -> Prefill:
+    """Return the state after the prompts with the donor's states at a site that holds some of their tokens."""
+    theirs = own.moved(donor.states[site.layer])
+    if site.layer == CONNECTOR_ALONE:
+        return own.resume(CONNECTOR, theirs)
+    return resumed(site, own, mixed_states(site, own, theirs, image))
+
+
+def _merged(starts: Sequence[Prefill]) -> Prefill:
+    """Return states after prompts of equal length as those of one batch."""
+    cache = branch_cache(starts[0].cache)
+    layers: Any = cache.layers
+    for index, layer in enumerate(layers):
+        parts: Any = [start.cache.layers[index] for start in starts]
+        layer.keys, layer.values = (torch.cat([getattr(part, name) for part in parts]) for name in ("keys", "values"))
+    return Prefill(
+        torch.cat([start.logits for start in starts]),
+        cache,
+        torch.cat([start.attention_mask for start in starts]),
+        torch.cat([start.next_position for start in starts]),
+    )
 
 
 def holds_all_tokens(site: PatchSite) -> bool:
