@@ -87,7 +87,8 @@ def test_a_scan_of_a_thousand_slices_is_read(tmp_path: Path) -> None:
     """An honest volume takes its four bytes a voxel, and little more."""
     shape = (1000, 512, 512)
     outcome, size = peak("volume", deflated(tmp_path / "scan.nii.gz", nifti(shape), int(np.prod(shape)) * 2, 31))
-    assert outcome == "read" and size < int(np.prod(shape)) * 4 + 350_000_000
+    # 155 MB are imports; what threads hold of the file at a time takes 85 to 230 MB, by how they are scheduled.
+    assert outcome == "read" and size < int(np.prod(shape)) * 4 + 450_000_000
 
 
 def picture(mode: str, side: int, **how: object) -> Callable[[Path], None]:
