@@ -205,7 +205,7 @@ def _permuted_within_classes(
 
 
 def _without_class(features: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray[np.float32]:
-    """Standardise features within each class, so that other shares of the classes do not tell the folds apart."""
+    """Standardise features within each class, so that folds do not differ by their class frequencies."""
     residual = np.zeros_like(features)
     for number in np.unique(truth):
         rows = features[truth == number]

@@ -19,7 +19,7 @@ from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, 
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 BATCH = 8
-"""Documents at a time; with more, a CPU spends what is gained on memory that it asks the system for again and again."""
+"""Documents at a time; with more, a CPU loses the gain to memory allocation."""
 NOISE = 0.3
 """Noise on the weights of the second model, in their standard deviations."""
 TOKENS = 4
