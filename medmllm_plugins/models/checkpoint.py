@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from medmllm_plugins.plugins.specs import DEMO
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PATTERNS = ("*.json", "*.safetensors", "*.txt")
+# Weights, settings, and the texts of a tokenizer and of a prompt; conversation.py is read as text and never run.
+_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "conversation.py")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LISTED = 20
 _CHARACTERS = 800
@@ -112,12 +113,44 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a tensor in a file.
+
+    Attributes:
+        tensor: its name there.
+        start: the first row.
+        stop: the row after the last.
+    """
+
+    tensor: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """Safetensors files, and file and shape by tensor name; no tensor is in memory."""
+    """Safetensors files, and file and shape by tensor name; no tensor is in memory.
+
+    Attributes:
+        files: all files.
+        where: file by tensor name.
+        shapes: shape by tensor name.
+        rows: the tensors that are rows of another one in the file.
+    """
 
     files: tuple[Path, ...]
     where: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+
+    def read(self, handle: Any, name: str) -> torch.Tensor:
+        """Return a tensor from its open file."""
+        tensor: torch.Tensor
+        if (rows := self.rows.get(name)) is None:
+            tensor = handle.get_tensor(name)
+        else:
+            tensor = handle.get_slice(rows.tensor)[rows.start : rows.stop]
+        return tensor
 
 
 def open_weights(folder: Path) -> Weights:
@@ -228,7 +261,7 @@ def fill(
     for file in weights.files:
         with safe_open(str(file), framework="pt") as handle:
             for name in (name for name, source in weights.where.items() if source == file and name in names):
-                tensor = handle.get_tensor(name)
+                tensor = weights.read(handle, name)
                 if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
                     raise ModelError(
                         f"Tensor {name!r} in {file.name} is {tensor.dtype}, but only float32, float16 and bfloat16 "

@@ -94,3 +94,131 @@ def hulu_med(folder: Path, kind: str = "hulumed_qwen2", *, nested: bool = True, 
     (folder / "preprocessor_config.json").write_text(json.dumps(stated))
     words.save_pretrained(folder)
     return folder
+
+
+CONVERSATIONS = """
+import dataclasses
+from enum import IntEnum, auto
+
+
+def register_conv_template(template):
+    raise RuntimeError('this file is read, not run')
+
+
+register_conv_template(
+    Conversation(
+        name='other',
+        system_template='<|im_start|>system\\n{system_message}',
+        system_message='Another model.',
+        roles=('<|im_start|>user\\n', '<|im_start|>assistant\\n'),
+        sep_style=SeparatorStyle.MPT,
+        sep='<|im_end|>',
+    )
+)
+register_conv_template(
+    Conversation(
+        name='tiny',
+        system_template='<|im_start|>system\\n{system_message}',
+        system_message='You read images.',
+        roles=('<|im_start|>user\\n', '<|im_start|>assistant\\n'),
+        sep_style=SeparatorStyle.MPT,
+        sep='<|im_end|>\\n',
+    )
+)
+"""
+INTERN_VIT = {
+    "model_type": "intern_vit_6b",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "norm_type": "layer_norm",
+    "qkv_bias": True,
+    "qk_normalization": False,
+    "drop_path_rate": 0.1,
+    "use_flash_attn": True,
+}
+
+
+def internvl_chat(folder: Path, llm: str = "Qwen2ForCausalLM", *, tower: str = "300m", **changes: Any) -> Path:
+    """InternVL in its authors' format.
+
+    ``tower`` is ``"300m"`` (layer norms, a bias on queries, keys and values) or ``"6b"`` (root-mean-square norms, on
+    queries and keys too).
+    """
+    vision = dict(INTERN_VIT)
+    if tower == "6b":
+        vision |= {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True}
+    words = tokenizer(["<img>", "</img>", "<IMG_CONTEXT>"])
+    text = {**TEXT, "tie_word_embeddings": changes.pop("tie_word_embeddings", False)}
+    if llm == "Qwen3ForCausalLM":
+        text["head_dim"] = 8
+    model = getattr(hf, llm)(getattr(hf, llm.replace("ForCausalLM", "Config"))(**text))
+    mlp = torch.nn.Sequential(
+        torch.nn.LayerNorm(128), torch.nn.Linear(128, 32), torch.nn.GELU(), torch.nn.Linear(32, 32)
+    )
+    for seed, part in enumerate((model, mlp)):
+        randomise(part, seed)
+    state = {f"language_model.{name}": value for name, value in model.state_dict().items() if "inv_freq" not in name}
+    state |= {f"mlp1.{name}": value for name, value in mlp.state_dict().items()}
+    state |= _intern_vit(vision)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / "model.safetensors")
+    config = {
+        "model_type": "internvl_chat",
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
+        "vision_config": vision,
+        "llm_config": {**text, "architectures": [llm], "model_type": llm.removesuffix("ForCausalLM").lower()},
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 4,
+        "force_image_size": 32,
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "tiny",
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "conversation.py").write_text(CONVERSATIONS)
+    words.save_pretrained(folder)
+    return folder
+
+
+def _intern_vit(vision: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Random weights of an InternViT, by its authors' names."""
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    cells = (vision["image_size"] // vision["patch_size"]) ** 2
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.class_embedding": (1, 1, width),
+        "embeddings.position_embedding": (1, cells + 1, width),
+        "embeddings.patch_embedding.weight": (width, 3, vision["patch_size"], vision["patch_size"]),
+        "embeddings.patch_embedding.bias": (width,),
+    }
+    for layer in range(vision["num_hidden_layers"]):
+        block = f"encoder.layers.{layer}."
+        shapes |= {f"{block}ls1": (width,), f"{block}ls2": (width,)}
+        shapes |= {f"{block}attn.qkv.weight": (3 * width, width), f"{block}attn.proj.weight": (width, width)}
+        shapes |= {f"{block}attn.proj.bias": (width,), f"{block}mlp.fc1.weight": (inner, width)}
+        shapes |= {f"{block}mlp.fc1.bias": (inner,), f"{block}mlp.fc2.weight": (width, inner)}
+        shapes |= {f"{block}mlp.fc2.bias": (width,), f"{block}norm1.weight": (width,), f"{block}norm2.weight": (width,)}
+        if vision["norm_type"] == "layer_norm":
+            shapes |= {f"{block}norm1.bias": (width,), f"{block}norm2.bias": (width,)}
+        if vision["qkv_bias"]:
+            shapes[f"{block}attn.qkv.bias"] = (3 * width,)
+        if vision["qk_normalization"]:
+            shapes |= {f"{block}attn.q_norm.weight": (width,), f"{block}attn.k_norm.weight": (width,)}
+    generator = torch.Generator().manual_seed(7)
+    state = {}
+    for name, shape in shapes.items():
+        value = torch.randn(shape, generator=generator)
+        fan = shape[-1] if len(shape) == 2 else shape[-1] * 48 if len(shape) == 4 else 4
+        state[f"vision_model.{name}"] = value * fan**-0.5 + (1.0 if "norm" in name and "weight" in name else 0.0)
+    return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.adapters import merge_adapter
-from medmllm_plugins.models.checkpoint import Weights, fill, match_weights
+from medmllm_plugins.models.checkpoint import Rows, Weights, fill, match_weights
 from medmllm_plugins.models.options import LoadOptions
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -87,6 +88,35 @@ def _spread(model: Any, how: str) -> None:
     if "disk" in devices.values():
         raise ModelError(f"Got `device_map={how}`, but the model does not fit into the memory of all devices.")
     dispatch_model(model, devices)
+
+
+def split_rows(weights: Weights, pattern: re.Pattern[str], parts: str) -> Weights:
+    """Return weights whose stacked tensors are listed as tensors of their own, such as queries, keys and values.
+
+    Args:
+        weights: the weights as they are in the files.
+        pattern: of the names of stacked tensors; its first group is what each part's letter takes the place of.
+        parts: a letter for each part, in the order of the rows.
+
+    Raises:
+        ModelError: the rows of a stacked tensor cannot be divided among the parts.
+    """
+    where, shapes, rows = dict(weights.where), dict(weights.shapes), dict(weights.rows)
+    for name in weights.where:
+        if (match := pattern.match(name)) is None:
+            continue
+        count, *others = shapes[name] or (0,)
+        if count % len(parts):
+            raise ModelError(
+                f"{where[name]}: expected {name} to hold {len(parts)} parts of equal size, got {count} rows."
+            )
+        each = count // len(parts)
+        for index, letter in enumerate(parts):
+            part = f"{name[: match.start(1)]}{letter}{name[match.end(1) :]}"
+            where[part], shapes[part] = where[name], (each, *others)
+            rows[part] = Rows(name, index * each, (index + 1) * each)
+        del where[name], shapes[name]
+    return replace(weights, where=where, shapes=shapes, rows=rows)
 
 
 def rename_by_table(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str:
