@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.harness import BOUNDS, QUICK, Benchmark, run
+from benchmarks import gpu_suite
+from benchmarks.harness import BOUNDS, QUICK, Benchmark, load, names, run
 from medmllm_plugins.errors import MedMLLMError, OptionError
-
-
-def names() -> list[str]:
-    """Return the names of all benchmarks: one for each file in cases/."""
-    return sorted(path.stem for path in (Path(__file__).parent / "cases").glob("[a-z]*.py"))
-
-
-def load(name: str) -> Benchmark:
-    """Import a benchmark's declaration, or raise :class:`OptionError` if there is none of that name."""
-    if name not in names():
-        raise OptionError(f"Expected the name of a benchmark ({', '.join(names())}), got {name!r}. See `--list`.")
-    benchmark: Benchmark = importlib.import_module(f"benchmarks.cases.{name}").BENCHMARK
-    return benchmark
 
 
 def describe(benchmark: Benchmark) -> str:
@@ -42,26 +28,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Compare this package with what people use now.", allow_abbrev=False
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run, or `gpu` for all that a GPU is needed for"
+    )
     parser.add_argument("--list", action="store_true", help="list the benchmarks; also without a name")
     parser.add_argument("--quick", action="store_true", help="run a tiny size once, to see that it works")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line for each benchmark")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--size", help="one of the benchmark's sizes; by default its first")
+    parser.add_argument("--device", help="cpu (default) or cuda (default of `gpu`)")
+    parser.add_argument("--size", help="one of the benchmark's sizes; by default its first; for `gpu` full or tiny")
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="for `gpu`: begin no benchmark after this time (default 8)"
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="timed runs of each side")
     arguments = parser.parse_args(argv)
     if arguments.list or not arguments.names:
         print("\n".join(describe(load(name)) for name in names()))
         return 0
     size = QUICK if arguments.quick else arguments.size
+    device = arguments.device
     try:
+        if gpu_suite.NAME in arguments.names:
+            return _run_suite(arguments)
+        if arguments.minutes is not None:
+            raise OptionError("Expected --minutes with `gpu` alone.")
         for benchmark in [load(name) for name in arguments.names]:
-            record = run(benchmark, device=arguments.device, size=size, repeats=arguments.repeats)
+            record = run(benchmark, device=device or "cpu", size=size, repeats=arguments.repeats)
             print(json.dumps(record.to_dict()) if arguments.json else record.to_text(), flush=True)
     except MedMLLMError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run_suite(arguments: argparse.Namespace) -> int:
+    """Run the suite of the GPU.
+
+    Raises:
+        OptionError: other benchmarks or options are named with it.
+    """
+    if arguments.names != [gpu_suite.NAME] or arguments.quick or arguments.repeats is not None:
+        raise OptionError("Expected `gpu` alone, with --device, --size, --minutes or --json.")
+    return gpu_suite.run_suite(
+        device=arguments.device or "cuda",
+        size=arguments.size or "full",
+        minutes=gpu_suite.MINUTES if arguments.minutes is None else arguments.minutes,
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

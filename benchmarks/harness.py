@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import platform
@@ -88,6 +89,9 @@ class Sides:
         items: Items of one run, for figures per second.
         details: Further details, computed after the comparison.
         parts: Further comparisons, of which the record holds the ratio.
+        model: The transformers model that ours runs, whose forward passes the device's limit counts.
+        dtype: Dtype of the arithmetic, for that limit.
+        flops: The floating-point operations that the work needs, where they cannot be counted as it runs (in threads).
     """
 
     ours: Callable[[], Any]
@@ -99,6 +103,9 @@ class Sides:
     items: int = 0
     details: Callable[[Comparison], Details] | None = None
     parts: Mapping[str, Sides] = field(default_factory=dict)
+    model: Any = None
+    dtype: str = "float32"
+    flops: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +249,30 @@ class Record:
         return "\n".join([*lines, "    " + ", ".join(shown)])
 
 
-def run(benchmark: Benchmark, *, device: str = "cpu", size: str | None = None, repeats: int | None = None) -> Record:
+def names() -> list[str]:
+    """Return the names of all benchmarks: one for each file in cases/."""
+    return sorted(path.stem for path in (Path(__file__).parent / "cases").glob("[a-z]*.py"))
+
+
+def load(name: str) -> Benchmark:
+    """Import a benchmark's declaration, or raise :class:`OptionError` if there is none of that name."""
+    if name not in names():
+        raise OptionError(f"Expected the name of a benchmark ({', '.join(names())}), got {name!r}. See `--list`.")
+    benchmark: Benchmark = importlib.import_module(f"benchmarks.cases.{name}").BENCHMARK
+    return benchmark
+
+
+def run(
+    benchmark: Benchmark,
+    *,
+    device: str = "cpu",
+    size: str | None = None,
+    repeats: int | None = None,
+    limits: bool = False,
+) -> Record:
     """Run a benchmark on ``"cpu"`` or ``"cuda"``, by default at its first size and with its own repeats.
+
+    With ``limits`` the record also has the least time that the device needs for our side (:mod:`benchmarks.limits`).
 
     Raises:
         OptionError: The benchmark has no such size, or does not run on the device.
@@ -263,7 +292,11 @@ def run(benchmark: Benchmark, *, device: str = "cpu", size: str | None = None, r
         device = str(resolve_device(device))
     with TemporaryDirectory(prefix="medmllm-benchmark-") as folder:
         settings, parameters = Run(size, device, repeats, Path(folder)), benchmark.sizes[size]
-        comparison, details = _measure(benchmark.setup(settings, **parameters), benchmark.kind, settings)
+        _reset_peak(device)
+        sides = benchmark.setup(settings, **parameters)
+        comparison, details = _measure(sides, benchmark.kind, settings)
+        if limits:
+            details |= _limit(sides, comparison, device)
         return Record(benchmark, settings, comparison, {**parameters, **details})
 
 
@@ -286,16 +319,44 @@ def _measure(sides: Sides, kind: Kind, settings: Run) -> tuple[Comparison, dict[
     return comparison, {**details, **(sides.details(comparison) if sides.details else {})}
 
 
+def _limit(sides: Sides, comparison: Comparison, device: str) -> dict[str, Any]:
+    """Return the limit of our side as details: rates of the device, operations, least seconds, and our share."""
+    import torch
+
+    from benchmarks.limits import Pass, Work, count_work, measure_rates
+
+    rates = measure_rates(device, getattr(torch, sides.dtype))
+    needed = count_work(sides.ours, sides.model) if sides.flops is None else Work(rest=Pass(sides.flops))
+    least = needed.seconds(rates)
+    return {
+        "matrix_tflops_per_s": round(rates.flops / 1e12, 3),
+        "copy_gb_per_s": round(rates.bytes / 1e9, 1),
+        "tflop": needed.flops / 1e12,
+        "forward_passes": len(needed.passes),
+        "limit_s": least,
+        "times_limit": median(comparison.ours) / least if least else None,
+    }
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on besides the settings.
 
     ``load`` is that of the last minute: near or above the number of CPUs, other processes were running too. ``peak_mb``
-    is the peak resident memory of this process.
+    is the peak resident memory of this process, ``accelerator_peak_mb`` that of tensors on the device.
     """
     torch = sys.modules.get("torch")
     facts = {"architecture": platform.machine(), "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
     facts["threads"] = torch.get_num_threads() if torch else None
-    facts["accelerator"] = torch.cuda.get_device_name(device) if torch and device.startswith("cuda") else None
+    on_device = torch is not None and device.startswith("cuda")
+    facts["accelerator"] = torch.cuda.get_device_name(device) if torch and on_device else None
+    facts["accelerator_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6 if torch and on_device else None
     return {**facts, "peak_mb": peak_memory_mb()}
 
 

@@ -32,7 +32,7 @@ BATCH = 16
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Configurations without weights. That of MedM-VL-2D-3B-en, in the format since October 2025, names the parts and holds
-no shapes; this package fills in those of the published checkpoint."""
+no shapes; this package fills in those of the published checkpoint. ``medm_vl_7b`` is the same with the LLM of 7B."""
 
 
 class MeasuredModel(NamedTuple):
@@ -45,6 +45,11 @@ class MeasuredModel(NamedTuple):
     loaded: medm_vl.MedMVL
     max_new_tokens: int
     exact: bool
+
+
+def dtype_name(model: MeasuredModel) -> str:
+    """Return the name of a model's dtype, such as ``"bfloat16"``."""
+    return str(model.loaded.dtype).removeprefix("torch.")
 
 
 class PhantomDocument(NamedTuple):
@@ -74,11 +79,11 @@ def phantom_images(count: int) -> list[Image.Image]:
 
 
 def model_of_size(size: str, device: str) -> MeasuredModel:
-    """Return the demo in float32, or for ``"3b"`` random weights, in bfloat16 on CUDA and in float32 on a CPU."""
-    if size != "3b":
+    """Return the demo in float32, or random weights for ``"3b"`` and ``"7b"``: bfloat16 on CUDA, float32 on a CPU."""
+    if size not in ("3b", "7b"):
         return MeasuredModel(medm_vl.load(LoadOptions("demo", device=device, dtype="float32")), 64, exact=True)
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    return random_model(read_config(CHECKPOINTS / "medm_vl_3b"), dtype, torch.device(device))
+    return random_model(read_config(CHECKPOINTS / f"medm_vl_{size}"), dtype, torch.device(device))
 
 
 def random_model(config: MedMVLConfig, dtype: torch.dtype, device: torch.device) -> MeasuredModel:

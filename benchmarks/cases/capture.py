@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.harness import Benchmark, Comparison, Details, Run, Sides, expect, timed
-from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, model_of_size, phantom_documents
+from benchmarks.models import BATCH, QUESTION, answer, answer_and_record, dtype_name, model_of_size, phantom_documents
 from medmllm_plugins.features.unused_layers import unused_layers
 from medmllm_plugins.results.feature_store import FeatureStore
 
@@ -52,6 +52,8 @@ def setup(run: Run, documents: int) -> Sides:
             warm_up=partial(recorded, random_encoder, 2 * BATCH),
             items=len(members),
             details=None if random_encoder else details,
+            model=model.loaded.model,
+            dtype=dtype_name(model),
         )
         for random_encoder in (False, True)
     ]
@@ -63,8 +65,8 @@ BENCHMARK = Benchmark(
     ours="answers and label scores, features of every stage recorded",
     baseline="answers and label scores alone",
     setup=setup,
-    sizes={"tiny": {"documents": 480}, "3b": {"documents": 160}, "quick": {"documents": 5}},
-    targets={("tiny", "cpu"): 1.10, ("3b", "cuda"): 1.05},
+    sizes={"tiny": {"documents": 480}, "3b": {"documents": 160}, "7b": {"documents": 160}, "quick": {"documents": 5}},
+    targets={("tiny", "cpu"): 1.10, ("3b", "cuda"): 1.05, ("7b", "cuda"): 1.05},
     kind="overhead",
     devices=("cpu", "cuda"),
 )

@@ -10,7 +10,15 @@ import torch
 from PIL.Image import Image
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from benchmarks.models import BATCH, QUESTION, MeasuredModel, model_of_size, phantom_images, siglip_processor
+from benchmarks.models import (
+    BATCH,
+    QUESTION,
+    MeasuredModel,
+    dtype_name,
+    model_of_size,
+    phantom_images,
+    siglip_processor,
+)
 
 Answer = tuple[str, int]
 """Text of an answer, and its number of tokens without the one that ended it."""
@@ -72,13 +80,15 @@ def check(ours: Sequence[Answer], baseline: Sequence[Answer], *, exact: bool) ->
 def setup(run: Run, images: int) -> Sides:
     """Load the model and draw the images."""
     model, pictures = model_of_size(run.size, run.device), phantom_images(images)
-    dtype = str(model.loaded.dtype).removeprefix("torch.")
+    dtype = dtype_name(model)
     return Sides(
         ours=partial(batched, model, pictures),
         baseline=partial(one_by_one, model, pictures),
         check=partial(check, exact=model.exact),
         items=images,
         details=lambda _: {"parameters": model.loaded.model.num_parameters(), "dtype": dtype},
+        model=model.loaded.model,
+        dtype=dtype,
     )
 
 
@@ -87,8 +97,8 @@ BENCHMARK = Benchmark(
     ours=f"LoadedModel.generate, {BATCH} images at a time",
     baseline="MedM-VL's reference loop: transformers' generate, one image at a time",
     setup=setup,
-    sizes={"tiny": {"images": 64}, "3b": {"images": 32}, "quick": {"images": 4}},
-    targets={("tiny", "cpu"): 2.0, ("3b", "cuda"): 6.0},
+    sizes={"tiny": {"images": 64}, "3b": {"images": 32}, "7b": {"images": 32}, "quick": {"images": 4}},
+    targets={("tiny", "cpu"): 2.0, ("3b", "cuda"): 6.0, ("7b", "cuda"): 6.0},
     repeats=7,
     devices=("cpu", "cuda"),
 )

@@ -33,6 +33,11 @@ def write_checkpoint(folder: Path) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|video_pad|>"]})
     template = (CHECKPOINTS / "qwen2_5_vl" / "chat_template.jinja").read_text(encoding="utf-8")
     config: Any = hf.Qwen2_5_VLConfig.from_pretrained(CHECKPOINTS / "qwen2_5_vl")
+    # The demo's tokenizer has no token that begins an image; the one that begins a turn stands before it.
+    words = tokenizer.get_vocab()
+    config.image_token_id, config.video_token_id = words["<|image_pad|>"], words["<|video_pad|>"]
+    config.vision_start_token_id = words["<|im_start|>"]
+    config.text_config.vocab_size = len(tokenizer) + 1
     torch.manual_seed(0)
     model: Any = hf.Qwen2_5_VLForConditionalGeneration(config)
     # No token ends an answer, so that both sides write the same number.

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from benchmarks.harness import Benchmark, Run, Sides, expect
-from benchmarks.models import QUESTION, MeasuredModel, model_of_size, phantom_images
+from benchmarks.models import QUESTION, MeasuredModel, dtype_name, model_of_size, phantom_images
 
 # The findings of NIH ChestX-ray14.
 FINDINGS = (
@@ -21,7 +21,7 @@ FINDINGS = (
     "consolidation", "edema", "emphysema", "fibrosis", "pleural thickening", "hernia",
 )  # fmt: skip
 COUNTS = (14, 8, 2)
-SHARES = {"tiny": 0.6, "3b": 0.8}
+SHARES = {"tiny": 0.6, "3b": 0.8, "7b": 0.8}
 """Smallest ratio as a share of K."""
 
 
@@ -60,7 +60,8 @@ def setup(run: Run, images: int) -> Sides:
 
     def sides(count: int) -> Sides:
         ours, baseline = (partial(side, model, pictures, FINDINGS[:count]) for side in (one_prefill, whole_passes))
-        return Sides(ours, baseline, partial(check, tolerance=tolerance), items=images)
+        check_scores, dtype = partial(check, tolerance=tolerance), dtype_name(model)
+        return Sides(ours, baseline, check_scores, items=images, model=model.loaded.model, dtype=dtype)
 
     return replace(sides(COUNTS[0]), parts={f"{count}_labels": sides(count) for count in COUNTS[1:]})
 
@@ -70,7 +71,7 @@ BENCHMARK = Benchmark(
     ours=f"one prefill, {COUNTS[0]} labels as a tree behind it",
     baseline=f"a whole forward pass for each of {COUNTS[0]} labels",
     setup=setup,
-    sizes={"tiny": {"images": 16}, "3b": {"images": 2}, "quick": {"images": 2}},
+    sizes={"tiny": {"images": 16}, "3b": {"images": 2}, "7b": {"images": 2}, "quick": {"images": 2}},
     targets={(size, device): share * COUNTS[0] for size, share in SHARES.items() for device in ("cpu", "cuda")},
     repeats=5,
     devices=("cpu", "cuda"),

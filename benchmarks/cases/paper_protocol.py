@@ -103,6 +103,8 @@ def setup(
         check=partial(check, compared=compared, tolerance=tolerance),
         warm_up=warm_up,
         baseline_scale=sites / len(compared),
+        # Forward and backward products of the first layer, which has nearly all weights.
+        flops=6.0 * sites * epochs * folds[0] * width * HIDDEN,
     )
 
 

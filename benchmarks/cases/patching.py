@@ -13,9 +13,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from benchmarks.harness import Benchmark, Details, Run, Sides, expect
-from benchmarks.models import QUESTION, MeasuredModel, model_of_size, phantom_images
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
+from benchmarks.models import QUESTION, MeasuredModel, dtype_name, model_of_size, phantom_images
 from medmllm_plugins.interventions.twin_patching import IMAGE_SITES, PatchSite, patch_sites, patch_twins
+from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 BATCH = 8
@@ -141,23 +141,28 @@ def check(ours: Texts, baseline: Texts, *, exact: bool) -> Details:
     return {"patched_answers": len(pairs), "different_texts": len({pair[0] for pair in pairs})}
 
 
-def setup(run: Run, documents: int) -> Sides:
-    """Load the model twice, and add noise to the weights of one."""
+def setup(run: Run, documents: int, every: int = 1) -> Sides:
+    """Load the model twice, and add noise to the weights of one; of the LLM's blocks each ``every``-th is a site."""
     model = model_of_size(run.size, run.device)
     twin = copy.copy(model.loaded)
     twin.model = copy.deepcopy(model.loaded.model)
-    generator = torch.Generator().manual_seed(0)
+    # On the device, where billions of random numbers take no time.
+    generator = torch.Generator(run.device if run.device.startswith("cuda") else "cpu").manual_seed(0)
     with torch.no_grad():
         for weight in twin.model.parameters():
             if weight.dim() > 1:
-                noise = torch.randn(weight.shape, generator=generator).to(weight)
-                weight.add_(NOISE * weight.std() * noise)
+                noise = torch.randn(weight.shape, generator=generator, device=generator.device).to(weight)
+                weight.add_(NOISE * weight.float().std() * noise)
     models = (model, model._replace(loaded=twin))
     # Plain hooks on a block reach the tokens of the prompt alone, and none reaches the connector by itself.
+    blocks = [
+        site for site in patch_sites(model.loaded) if site.tokens != "all" and site.layer not in (*IMAGE_SITES, EMBED)
+    ]
+    chosen = sorted({site.layer for site in blocks})[::every]
     sites = [
         site
         for site in patch_sites(model.loaded)
-        if site.layer in (TOWER_END, CONNECTOR) or (site.tokens != "all" and site.layer != EMBED)
+        if site.layer in (TOWER_END, CONNECTOR) or (site in blocks and site.layer in chosen)
     ]
     pictures = phantom_images(documents)
     return Sides(
@@ -165,6 +170,8 @@ def setup(run: Run, documents: int) -> Sides:
         baseline=partial(plain_hooks, models, pictures, sites),
         check=partial(check, exact=model.exact),
         items=documents,
+        model=model.loaded.model,
+        dtype=dtype_name(model),
     )
 
 
@@ -173,7 +180,12 @@ BENCHMARK = Benchmark(
     ours=f"patch_twins: resumed passes, {BATCH} documents at a time, texts alone",
     baseline="plain hooks and transformers' generate, one document and one site at a time",
     setup=setup,
-    sizes={"tiny": {"documents": 32}, "quick": {"documents": 2}},
+    sizes={
+        "tiny": {"documents": 32},
+        "3b": {"documents": 8, "every": 12},
+        "7b": {"documents": 8, "every": 12},
+        "quick": {"documents": 2},
+    },
     targets={("tiny", "cpu"): 5.0},
     repeats=3,
     devices=("cpu", "cuda"),

@@ -23,6 +23,7 @@ from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel, Question, VisualInput
 from medmllm_plugins.models.devices import empty_cache, out_of_memory
 from medmllm_plugins.models.generation import score_labels
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import EMBED, Layer, changed, layers_of
 from medmllm_plugins.prompts.attribution_options import Baseline
 
@@ -75,6 +76,7 @@ class AttributionInput:
         self._prefix_length = 0 if target.ids else loaded.prefix_length
         self._baseline = baseline
         self._layers = {layer.name: layer for layer in layers_of(loaded)}
+        self._passes: dict[tuple[str, int], RecordedPass] = {}
 
     def layer(self, name: str) -> Layer:
         """Return a layer of the model.
@@ -113,6 +115,7 @@ class AttributionInput:
         """Forget computed values, after the pixels or the weights have changed."""
         for name in ("value", "padding"):
             self.__dict__.pop(name, None)
+        self._passes.clear()
 
     # -- through the model -------------------------------------------------------------------------------------
 
@@ -130,6 +133,37 @@ class AttributionInput:
     def values(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
         """Return the target of each row, (rows,), in nats; arguments as for :meth:`scores`."""
         return self.target.value(self.scores(rows, patches, pixels))
+
+    def values_from(self, layer: str, states: Tensor) -> Tensor:
+        """Return the target where a layer holds other states, computed from that layer on.
+
+        What comes before the layer is that of the document: its outputs are recorded once and handed on.
+
+        Args:
+            layer: the layer.
+            states: (R, n, d), as :meth:`states` returns them.
+
+        Returns:
+            (R,), in nats, differentiable in the states.
+        """
+        rows = len(states)
+        recorded = self._recorded_pass(layer, rows)
+        holders, held = recorded.layers_at(layer), list(recorded.states[layer])
+        index = [holder.module for holder in holders].index(self.layer(layer).module)
+        held[index] = states.to(held[index].device, held[index].dtype).reshape(held[index].shape)
+        start = recorded.resume_with_gradient(layer, tuple(held))
+        scores = score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._prefix_length)
+        return self.target.value(scores)
+
+    def _recorded_pass(self, layer: str, rows: int) -> RecordedPass:
+        """Return the pass of copies of the document; that of one is recorded, that of several is made from it."""
+        if (layer, rows) not in self._passes:
+            if (layer, 1) not in self._passes:
+                self._passes = {(layer, 1): RecordedPass(self.loaded, self.inputs, [layer])}
+            single = self._passes[layer, 1]
+            # A path has two sizes of batches at most: whole ones, and a last one.
+            self._passes = {(layer, 1): single, (layer, rows): single.repeated(rows)}
+        return self._passes[layer, rows]
 
     @cached_property
     def value(self) -> float:

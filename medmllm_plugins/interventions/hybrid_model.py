@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, RecordedPass, recording
 from medmllm_plugins.models.generation import Prefill, cache_option
+from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass, recording
 
 
 class PairedCache(DynamicCache):

@@ -17,10 +17,10 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, RecordedPass
 from medmllm_plugins.interventions.twin_patching import PatchSite, check_same_tokens, mixed_states, resumed
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, score_labels
+from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass
 from medmllm_plugins.models.stages import is_block, layers_of
 from medmllm_plugins.prompts.patch_options import BLOCKS
 

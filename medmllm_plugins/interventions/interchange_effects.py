@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from medmllm_plugins.interventions.interchange import CONTROLS, Exchange, Scores
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
     RESAMPLES,
@@ -17,6 +16,7 @@ from medmllm_plugins.metrics.intervals import (
     effective_groups,
     estimate,
 )
+from medmllm_plugins.models.recorded_pass import CONNECTOR
 from medmllm_plugins.results.interchange_records import Interchange, InterchangePoint
 
 

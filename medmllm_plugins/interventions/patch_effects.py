@@ -11,7 +11,6 @@ from typing import Final, TypeAlias, cast
 import numpy as np
 from scipy.special import logsumexp
 
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.interventions.twin_patching import CONNECTOR_ALONE, Answers, PatchedAnswer, PatchSite
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.intervals import (
@@ -23,6 +22,7 @@ from medmllm_plugins.metrics.intervals import (
     estimate,
 )
 from medmllm_plugins.metrics.paired_difference import paired_difference
+from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END
 from medmllm_plugins.prompts.patch_options import Tokens
 from medmllm_plugins.results.patch_records import (
     Direction,

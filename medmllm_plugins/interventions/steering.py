@@ -24,11 +24,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from medmllm_plugins.interventions.interchange import label_scores
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import is_block, layers_of
 
 Direction: TypeAlias = Literal["probe", "opposite", "random", "permuted"]

@@ -14,11 +14,11 @@ from typing import Final, TypeAlias
 import torch
 
 from medmllm_plugins.interventions.hybrid_model import LabelRecorder
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, RecordedPass
 from medmllm_plugins.interventions.stored_states import StateStore
 from medmllm_plugins.interventions.twin_patching import DonorStates, PatchSite, replayed
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import branch_cache, greedy, logits_after
+from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass
 
 Tokens: TypeAlias = tuple[int, ...]
 _ANSWERS: Final = "answers of "

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from medmllm_plugins.errors import DataError, ModelError
 from medmllm_plugins.interventions.hybrid_model import LabelRecorder
-from medmllm_plugins.interventions.recorded_pass import TOWER_END, RecordedPass
 from medmllm_plugins.interventions.twin_patching import (
     CONNECTOR_ALONE,
     MODEL,
@@ -33,6 +32,7 @@ from medmllm_plugins.interventions.twin_patching import (
 )
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import score_labels
+from medmllm_plugins.models.recorded_pass import TOWER_END, RecordedPass
 from medmllm_plugins.models.stages import connector_modules, replaced_forward
 
 _TOKENS: Final = "input_ids"
@@ -63,7 +63,7 @@ class StateStore:
             side: what the states are of, such as one of two models.
             document: its id.
             tokens: token ids of its prompt, (1, L).
-            states: states by layer, see :class:`~medmllm_plugins.interventions.recorded_pass.RecordedPass`.
+            states: states by layer, see :class:`~medmllm_plugins.models.recorded_pass.RecordedPass`.
 
         Raises:
             DataError: the disk has no room for this document and those to come.

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.hybrid_model import HybridModel, LabelReplay
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
+from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.stages import EMBED, is_block, layers_of
 from medmllm_plugins.prompts.patch_options import BLOCKS, TOKENS, Tokens
 
@@ -84,7 +84,7 @@ class DonorStates:
     """The states of another model on the documents that a model answers about.
 
     Attributes:
-        states: states by layer, as a :class:`~medmllm_plugins.interventions.recorded_pass.RecordedPass` has them;
+        states: states by layer, as a :class:`~medmllm_plugins.models.recorded_pass.RecordedPass` has them;
             :data:`CONNECTOR_ALONE` among them, what the other model's connector makes of the model's own tower.
         donor_pass: the other model's pass; ``None`` where its states alone are at hand.
         label_states: where it is not loaded, its states of the tokens of labels by layer, or of other continuations.
@@ -271,7 +271,7 @@ def resumed(
     """Return the state after the prompts of a pass with other states of the chosen tokens, see :func:`mixed_states`.
 
     ``connectors`` are outputs of the connectors that go with image tokens, see
-    :meth:`~medmllm_plugins.interventions.recorded_pass.RecordedPass.resume`.
+    :meth:`~medmllm_plugins.models.recorded_pass.RecordedPass.resume`.
     """
     if site.tokens == "last" and site.layer not in IMAGE_SITES:
         return own.resume_last(site.layer, states)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.stored_answers import GrowingAnswer, Tokens, extend_answers, store_beginnings
 from medmllm_plugins.interventions.stored_states import StateStore, store_model, store_twin
 from medmllm_plugins.interventions.twin_patching import (
@@ -19,6 +18,7 @@ from medmllm_plugins.interventions.twin_patching import (
     recorded_layers,
 )
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.runtime.answer_loop import AnswerOptions, PreparedRequest, cut, workload
 from medmllm_plugins.runtime.document_loop import answer_documents, unanswered
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun

@@ -29,7 +29,6 @@ from support.plain_target import (
     close,
 )
 from support.tiny_medm_vl import write_ct_checkpoint
-from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import ActivationPatch, AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
@@ -155,6 +154,13 @@ def test_pictures_of_other_sizes_and_several(model: LoadedModel, baseline: Any) 
         assert float(case.values(1, (), case.blank_pixels[None])) != pytest.approx(case.value, abs=1e-4)
         for layer in layers:
             assert float(case.values(1, [ActivationPatch(layer, states[layer])])) == pytest.approx(case.value, abs=1e-4)
+    for layer in layers:
+        # Several copies, computed from the layer on and from the pixels.
+        mixed = torch.cat([states[layer], blank[layer], (states[layer] + blank[layer]) / 2]).requires_grad_()
+        resumed, whole = case.values_from(layer, mixed), case.values(3, [ActivationPatch(layer, mixed)])
+        torch.testing.assert_close(resumed, whole, atol=1e-4, rtol=1e-4)
+        (got,), (wanted,) = (torch.autograd.grad(value.sum(), mixed) for value in (resumed, whole))
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
     scores = layer_methods.layer_gradient_x_activation(case, layers, HOW)
     assert [len(scores[layer].values) for layer in layers] == [states[layer].shape[1] for layer in layers]
 
@@ -163,25 +169,26 @@ def test_gradients_of_all_layers_come_from_one_pass_a_step(tmp_path: Path, monke
     case = AttributionInput(load("internvl", tmp_path / "model"), QUESTION, IMAGE, TARGET, batch=3)
     passes: list[int] = []
     back: list[int] = []
-    usual, usual_grad = AttributionInput.scores, torch.autograd.grad
+    usual, usual_grad = LoadedModel.prefill, torch.autograd.grad
 
-    def scores(self: AttributionInput, rows: int, *args: Any, **kwargs: Any) -> Tensor:
+    def prefill(self: LoadedModel, inputs: Any) -> Any:
         if torch.is_grad_enabled():
-            passes.append(rows)
-        return usual(self, rows, *args, **kwargs)
+            passes.append(len(inputs["input_ids"]))
+        return usual(self, inputs)
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         back.append(1)
         return usual_grad(*args, **kwargs)
 
-    monkeypatch.setattr(AttributionInput, "scores", scores)
+    monkeypatch.setattr(LoadedModel, "prefill", prefill)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     layer_methods.layer_grad_cam(case, LAYERS, HOW)
     assert passes == [1] and len(back) == 1
     layer_methods.layer_integrated_gradients(case, LAYERS, HOW)
-    assert passes[1:] == [len(LAYERS)] * STEPS and len(back) == 1 + STEPS  # a batch of 3 holds one step of 3 layers
+    path = [3] * (STEPS // 3) + [STEPS % 3] * bool(STEPS % 3)  # a batch holds 3 steps of one layer
+    assert passes[1:] == path * len(LAYERS) and len(back) == len(passes)
     layer_methods.layer_conductance(case, LAYERS, HOW)
-    assert passes[1 + STEPS :] == [3, 3] and len(back) == 3 + STEPS
+    assert passes[1 + len(path) * len(LAYERS) :] == [3] * ((STEPS + 1) // 3) + [(STEPS + 1) % 3] * bool((STEPS + 1) % 3)
 
 
 def test_slices_of_a_volume(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from captum.attr import (
     FeatureAblation,
     IntegratedGradients,
+    InternalInfluence,
     KernelShap,
     LayerActivation,
     LayerConductance,
@@ -116,6 +117,17 @@ def test_layer_conductance(case: AttributionInput, plain: PlainTarget) -> None:
         gap_is(scores, wanted.detach(), difference)
 
 
+def test_layer_internal_influence(case: AttributionInput, plain: PlainTarget) -> None:
+    for layer, scores in at_layers(case, layer_methods.layer_internal_influence).items():
+        wanted = captum(
+            plain,
+            layer,
+            lambda tap: InternalInfluence(plain, tap).attribute(plain.pixels[None], plain.blank[None], n_steps=STEPS),
+        )
+        close(scores.values, wanted[0].norm(dim=-1))
+        assert scores.gap is None
+
+
 def test_layer_feature_ablation(case: AttributionInput, plain: PlainTarget) -> None:
     # In the LLM it has an analytic answer below.
     for layer, scores in at_layers(case, layer_methods.layer_feature_ablation, LAYERS[:2]).items():
@@ -208,6 +220,7 @@ def test_samples_are_enough_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (layer_methods.layer_grad_cam, ()),
         (layer_methods.layer_integrated_gradients, (1, 16)),
         (layer_methods.layer_conductance, (1, 16)),
+        (layer_methods.layer_internal_influence, (1, 16)),
     ],
 )
 def test_layers_together_and_batches_change_nothing(
@@ -230,13 +243,13 @@ def test_a_batch_is_never_larger_than_it_may_be(
     """However many layers there are."""
     how, rows = MethodConfig(steps=3), [0]
     together = at_layers(AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=16), method, LAYERS, how)
-    usual = AttributionInput.scores
+    usual = LoadedModel.prefill
 
-    def scores(self: AttributionInput, count: int, *args: Any, **kwargs: Any) -> Tensor:
-        rows.append(count)
-        return usual(self, count, *args, **kwargs)
+    def prefill(self: LoadedModel, inputs: Any) -> Any:
+        rows.append(len(inputs["input_ids"]))
+        return usual(self, inputs)
 
-    monkeypatch.setattr(AttributionInput, "scores", scores)
+    monkeypatch.setattr(LoadedModel, "prefill", prefill)
     for batch in (1, 2):
         scores_by_layer = at_layers(
             AttributionInput(case.loaded, QUESTION, IMAGE, TARGET, batch=batch), method, LAYERS, how
@@ -283,3 +296,4 @@ def test_a_linear_target_has_a_known_answer(model: LoadedModel) -> None:
     ends = [case.blank_pixels + float(point) * (case.pixels - case.blank_pixels) for point in (points[0], points[-1])]
     first, last = case.states(["llm.norm"], torch.stack(ends))["llm.norm"][:, -1]
     check(layer_methods.layer_conductance, (last - first) @ row)
+    check(layer_methods.layer_internal_influence, row.norm())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,11 @@ PAIRS = np.arange(200).reshape(100, 2)
         (probe_check, lower(1.6, -1), ACCURACY),  # of shuffled labels
         (probe_check, lower(-5.0, 0), ACCURACY),
         (mlp_check, torch.full((2,), 0.814), torch.full((2,), 0.8)),
-        (attribution.check, [{"path": torch.tensor([1.0, 2.001])}], [{"path": torch.tensor([1.0, 2.0])}]),
+        (
+            partial(attribution.check, method="conductance"),
+            [{"path": torch.tensor([1.0, 2.001])}],
+            [{"path": torch.tensor([1.0, 2.0])}],
+        ),
         (report.check, b"page", b"page"),
         (startup.check, WITH_OURS, MODULES),
         (diagnosis.check, evaluation("ab", connector=0.5, norm=0.715, extra=0.1, random=0.9), BASELINE),
@@ -186,7 +191,12 @@ def test_sides_that_agree_are_compared(check: Callable[..., Any], ours: Any, bas
         (probe_check, ACCURACY + float("nan"), ACCURACY, "on average"),
         (mlp_check, torch.full((2,), 0.816), torch.full((2,), 0.8), "mean test accuracies"),
         (mlp_check, torch.full((2,), float("nan")), torch.full((2,), 0.8), "mean test accuracies"),
-        (attribution.check, [{"path": torch.tensor([1.0, 2.1])}], [{"path": torch.tensor([1.0, 2.0])}], "at path"),
+        (
+            partial(attribution.check, method="conductance"),
+            [{"path": torch.tensor([1.0, 2.1])}],
+            [{"path": torch.tensor([1.0, 2.0])}],
+            "at path",
+        ),
         (report.check, b"page", b"other", "the same page"),
         (startup.check, MODULES, MODULES, r"\[False, False\]. Install the package"),
         (startup.check, WITH_OURS, WITH_OURS, r"\[True, True\]"),

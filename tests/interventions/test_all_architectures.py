@@ -17,7 +17,6 @@ from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.interchange import Exchange, exchanges_at, interchange, interchange_sites
 from medmllm_plugins.interventions.knockout import cuts_of, knock_out
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.repair_training import TrainingExample, TrainingOptions, seeded, train_part
 from medmllm_plugins.interventions.steering import ProbeDirections, Push, pooled_states, steer, steering_sites
 from medmllm_plugins.interventions.stored_answers import GrowingAnswer, extend_answers, store_beginnings
@@ -37,6 +36,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.repairs.repair_folder import read_repair, write_repair
 from medmllm_plugins.models.repairs.repaired_model import repaired
 from medmllm_plugins.runtime.repair_candidates import CANDIDATES, RepairOptions

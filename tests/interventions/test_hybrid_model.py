@@ -14,7 +14,6 @@ from support.tiny_families import write_family
 from torch import nn
 
 from medmllm_plugins.interventions.hybrid_model import HybridModel
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.twin_patching import CONNECTOR_ALONE, PatchSite, patch_twins
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import LoadedModel
@@ -22,6 +21,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import connectors_of
 
 torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from support.tiny_families import FAMILIES, write_family
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
-from medmllm_plugins.interventions.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models import generation
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.chat import ChatModel
@@ -21,6 +20,7 @@ from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.generation import Prefill
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.stages import connectors_of, layers_of, tower_ends
 
 torch.set_num_threads(1)
@@ -129,8 +129,8 @@ def test_states_of_another_shape_and_sites_that_there_are_not(load: Callable[[st
     (state,) = clean.states["llm.02"]
     with pytest.raises(OptionError, match="the same prompt and as many image tokens"):
         clean.resume("llm.02", (state[:, 1:],))
-    with pytest.raises(OptionError, match=r"Expected a site among .*'llm.norm'.*, got 'vision.01'"):
-        RecordedPass(model, prepared(model), ["vision.01"])
+    with pytest.raises(OptionError, match=r"Expected a site among .*'llm.norm'.*, got 'vision.77'"):
+        RecordedPass(model, prepared(model), ["vision.77"])
 
 
 def test_blocks_below_the_site_are_not_computed(load: Callable[[str], LoadedModel]) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.steering import (
     DIRECTIONS,
     DOSES,
@@ -29,6 +28,7 @@ from medmllm_plugins.interventions.twin_patching import PatchSite
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.results.steering_files import steering_rows
 from medmllm_plugins.results.steering_records import Steering
 

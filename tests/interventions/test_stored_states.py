@@ -16,7 +16,6 @@ from support.tiny_families import write_family
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, ModelError
-from medmllm_plugins.interventions.recorded_pass import RecordedPass
 from medmllm_plugins.interventions.stored_states import StateStore, store_model, store_twin
 from medmllm_plugins.interventions.twin_patching import (
     MODEL,
@@ -33,6 +32,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.devices import discard, parked
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.models.recorded_pass import RecordedPass
 
 torch.set_num_threads(1)
 QUESTION = "Is it benign or malignant?"

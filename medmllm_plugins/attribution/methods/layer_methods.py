@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import (
     ActivationGradients,
-    ActivationPatch,
     AttributionInput,
     translated_gradient_errors,
 )
@@ -96,49 +96,39 @@ def layer_integrated_gradients(
 ) -> dict[str, Scores]:
     """Integrate gradients along the straight path from the baseline's states to the document's, at each layer.
 
-    Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of all layers at once: a batch
-    holds the copies of one layer after those of the other, each with its own states patched in, so that a step is one
-    forward and one backward pass for all layers, or for as many as fit into a batch.
+    Captum's IntegratedGradients (Sundararajan et al., arXiv:1703.01365) over the states of a layer. Each path starts at
+    its layer: what comes before is computed once.
     """
-    scores: dict[str, Scores] = {}
-    for first in range(0, len(layers), case.batch):
-        scores |= _integrated_together(case, layers[first : first + case.batch], config)
+    states, blank, scores = case.states(layers), case.baseline_states(layers), {}
+    for layer in layers:
+        with translated_gradient_errors([layer]):
+            values = IntegratedGradients(partial(case.values_from, layer)).attribute(
+                states[layer], blank[layer], n_steps=config.steps, method=RULE, internal_batch_size=case.batch
+            )
+        with torch.no_grad():
+            document, baseline = (float(case.values_from(layer, held[layer])) for held in (states, blank))
+        gap = completeness_gap(float(values.detach().sum()), document - baseline)
+        scores[layer] = Scores(values.sum(-1)[0].detach().float(), gap)
     return scores
 
 
-def _integrated_together(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
-    """Integrate gradients at layers that are no more than the rows of a batch."""
-    states, blank = case.states(layers), case.baseline_states(layers)
+def layer_internal_influence(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
+    """Return the length of the mean gradient of each row of a layer along the path from the baseline to the image.
 
-    def forward(*layer_states: Tensor) -> Tensor:
-        rows = len(layer_states[0])
-        patches = [
-            ActivationPatch(layer, values, index * rows)
-            for index, (layer, values) in enumerate(zip(layers, layer_states, strict=True))
-        ]
-        return case.values(rows * len(layers), patches).view(len(layers), rows).sum(0)
-
-    inputs, baselines = tuple(states[layer] for layer in layers), tuple(blank[layer] for layer in layers)
-    with translated_gradient_errors(layers):
-        attributions = IntegratedGradients(forward).attribute(
-            inputs,
-            baselines,
-            n_steps=config.steps,
-            method=RULE,
-            internal_batch_size=case.batch // len(layers),
-        )
-    with torch.no_grad():
-        differences = [
-            float(
-                case.values(1, [ActivationPatch(layer, states[layer])])
-                - case.values(1, [ActivationPatch(layer, blank[layer])])
-            )
-            for layer in layers
-        ]
-    return {
-        layer: Scores(values.sum(-1)[0].detach().float(), completeness_gap(float(values.detach().sum()), difference))
-        for layer, values, difference in zip(layers, attributions, differences, strict=True)
-    }
+    Internal influence (Leino et al., arXiv:1802.03788): unlike conductance it does not weight a direction by how far
+    the state moves along it. The Euclidean norm over the width, as the sum is zero wherever a layer norm comes next.
+    """
+    step_sizes, points = approximation_parameters(RULE)
+    alphas, sizes = points(config.steps), torch.tensor(step_sizes(config.steps))
+    sums: dict[str, Tensor] = {}
+    done = 0
+    for part in _path(case, alphas):
+        for layer, result in case.gradients(layers, part).items():
+            weights = sizes[done : done + len(part)].to(result.gradients)
+            influence = torch.einsum("r,rnd->nd", weights, result.gradients)
+            sums[layer] = sums[layer] + influence if layer in sums else influence
+        done += len(part)
+    return {layer: Scores(value.norm(dim=-1)) for layer, value in sums.items()}
 
 
 def layer_conductance(case: AttributionInput, layers: Sequence[str], config: MethodConfig) -> dict[str, Scores]:
@@ -174,7 +164,7 @@ def layer_feature_ablation(case: AttributionInput, layers: Sequence[str], config
 
         def forward(keep: Tensor, layer: str = layer) -> Tensor:
             mixed = torch.where(keep[..., None] > 0, states[layer], blank[layer])
-            return case.values(len(keep), [ActivationPatch(layer, mixed)])
+            return case.values_from(layer, mixed)
 
         scores[layer] = Scores(ablation_scores(case, forward, count, torch.arange(count)))
     return scores

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
@@ -36,6 +37,8 @@ from medmllm_plugins.models.stages import (
 TOWER_END: Final = "vision"
 """Name of the site at the end of the tower, whichever layer the connector reads."""
 CONNECTOR: Final = "connector"
+_TENSORS: Final = ("logits", "attention_mask", "next_position")
+"""Fields of :class:`~medmllm_plugins.models.generation.Prefill` beside the cache."""
 _CAUSAL: Final[WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
 """Whether the states of a model's prompts do not depend on later tokens."""
 
@@ -57,8 +60,8 @@ class RecordedPass:
         Args:
             loaded: the model.
             inputs: what its ``prepare`` returned.
-            sites: ``vision`` (all layers of the tower that connectors read), ``connector``, ``llm.embed``, blocks such
-                as ``llm.03``, and ``llm.norm``.
+            sites: ``vision`` (all layers of the tower that connectors read), one layer of the tower such as
+                ``vision.03``, ``connector``, ``llm.embed``, blocks such as ``llm.03``, and ``llm.norm``.
 
         Raises:
             OptionError: the model has no such site.
@@ -81,10 +84,12 @@ class RecordedPass:
             if self._tower is not None:
                 handle = self._tower.register_forward_hook(self._keep_tower_output)
                 stack.callback(handle.remove)
-            # Connectors are recorded in any case: what is resumed deeper takes their outputs from here.
+            # Connectors are recorded in any case: what is resumed deeper takes their outputs from here, and what is
+            # resumed inside the tower those of the blocks before.
+            before = [layer.name for site in sites for layer in self._vision_blocks_before(site)]
             recorded = {
                 site: [stack.enter_context(recording(layer)) for layer in self.layers_at(site)]
-                for site in dict.fromkeys([*sites, CONNECTOR])
+                for site in dict.fromkeys([*before, *sites, CONNECTOR])
             }
             with torch.no_grad():
                 self.start = loaded.prefill(inputs)
@@ -111,11 +116,24 @@ class RecordedPass:
             return self._connectors
         if site == TOWER_END:
             return self._tower_ends
-        layer = self._layers.get(site)
-        if layer is None or layer.part != "llm":
-            llm = [name for name, known in self._layers.items() if known.part == "llm"]
-            raise OptionError(f"Expected a site among {[TOWER_END, CONNECTOR, *llm]}, got {site!r}.")
-        return [layer]
+        if site not in self._layers:
+            raise OptionError(f"Expected a site among {[TOWER_END, *self._layers]}, got {site!r}.")
+        return [self._layers[site]]
+
+    def repeated(self, rows: int) -> RecordedPass:
+        """Return the pass of as many copies of each prompt, one after the other; ``rows`` is their number.
+
+        The pass must be that of one prompt.
+        """
+        copied = copy.copy(self)
+        copied.inputs = {name: _repeated(value, rows) for name, value in self.inputs.items()}
+        copied.states = {site: _repeated(states, rows) for site, states in self.states.items()}
+        copied._tower_output = _repeated(self._tower_output, rows)
+        cache = copy.copy(self.start.cache)
+        cache.layers = [_repeated_layer(layer, rows) for layer in self.start.cache.layers]
+        start = {name: _repeated(getattr(self.start, name), rows) for name in _TENSORS}
+        copied.start = Prefill(cache=cache, **start)
+        return copied
 
     @torch.no_grad()
     def resume(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None) -> Prefill:
@@ -136,6 +154,12 @@ class RecordedPass:
                 f"{site}: expected states of the shapes {own}, got {shapes}. Both models need the same prompt and as "
                 "many image tokens: give them images of one size."
             )
+        return self.resume_with_gradient(site, states, connectors)
+
+    def resume_with_gradient(
+        self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None
+    ) -> Prefill:
+        """Return what :meth:`resume` does, differentiable in the states; shapes are not compared."""
         with self.holding(site, states, connectors or self.states[CONNECTOR]):
             start = self._loaded.prefill(self.inputs)
         # The keys and values of the blocks that were not computed are those of the clean pass.
@@ -218,23 +242,40 @@ class RecordedPass:
             for index, module in enumerate(skipped):
                 if module not in [layer.module for layer in self.layers_at(site)]:
                     stack.enter_context(self._returning(module, None, index))
-            tower = [layer.module for layer in self._layers.values() if layer.part == "vision" and is_block(layer)]
-            if site != TOWER_END and self._tower_output is not None and self._tower is not None:
+            inside = site in self._layers and self._layers[site].part == "vision"
+            for layer in self._vision_blocks_before(site):
+                state = layer.from_rows(self.states[layer.name][0])
+                stack.enter_context(self._returning(layer.module, state, None))
+            if inside or site == TOWER_END:
+                yield
+                return
+            tower = self._vision_blocks()
+            if self._tower_output is not None and self._tower is not None:
                 stack.enter_context(replaced_forward(self._tower, _constant(self._tower_output)))
                 tower = []
             # Blocks that change the shape, as those of a convolutional tower, are computed though nothing reads them.
-            if site != TOWER_END and all(self._keeps_shape.get(module, True) for module in tower):
-                for module in tower:
-                    stack.enter_context(self._returning(module, None, None))
-            if site not in (TOWER_END, CONNECTOR):
+            if all(self._keeps_shape.get(layer.module, True) for layer in tower):
+                for layer in tower:
+                    stack.enter_context(self._returning(layer.module, None, None))
+            if site != CONNECTOR:
                 for layer, state in zip(self._connectors, connectors, strict=False):
                     stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
             yield
 
+    def _vision_blocks(self) -> list[Layer]:
+        return [layer for layer in self._layers.values() if layer.part == "vision" and is_block(layer)]
+
+    def _vision_blocks_before(self, site: str) -> list[Layer]:
+        """Return the blocks of the tower before a layer of the tower; none for other sites."""
+        if site not in self._layers or self._layers[site].part != "vision":
+            return []
+        names = list(self._layers)
+        return [layer for layer in self._vision_blocks() if names.index(layer.name) < names.index(site)]
+
     def _skipped_llm_blocks(self, site: str) -> list[nn.Module]:
         """Return the blocks of the LLM whose output nothing reads where a site is given, its own among them."""
         blocks = [name for name, layer in self._layers.items() if layer.part == "llm" and is_block(layer)]
-        if site in (TOWER_END, CONNECTOR, EMBED):
+        if site in (TOWER_END, CONNECTOR, EMBED) or self._layers[site].part == "vision":
             return []
         names = blocks[: blocks.index(site) + 1] if site in blocks else blocks
         return [self._layers[name].module for name in names]
@@ -276,6 +317,24 @@ class RecordedPass:
 
         with replaced_forward(module, forward):
             yield
+
+
+def _repeated(value: Any, rows: int) -> Any:
+    """Repeat the tensors of a value, such as a module's output, along their first axis."""
+    if isinstance(value, Tensor):
+        return value.repeat(rows, *[1] * (value.dim() - 1)) if value.dim() else value
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: _repeated(part, rows) for name, part in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(_repeated(part, rows) for part in value)
+    return value
+
+
+def _repeated_layer(layer: Any, rows: int) -> Any:
+    """Return a copy of a layer of a cache, its rows repeated."""
+    copied = copy.copy(layer)
+    copied.keys, copied.values = (_repeated(part, rows) for part in (layer.keys, layer.values))
+    return copied
 
 
 def _without_last(layer: Any) -> Any:
