@@ -9,61 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.asking import QUESTIONS, ask
 from support.fake_device import FAKE_DEVICE, FakeDevice, FakeDeviceTensor, WrongDeviceError, on_both_devices
 from support.loading import ALL, load
 from support.tiny_medm_vl import write_ct_checkpoint
 
-from medmllm_plugins.data.readers.volumes import Volume
-from medmllm_plugins.features.control_features import control_features
-from medmllm_plugins.features.recorder import FeatureRecorder
-from medmllm_plugins.models.base import Generation, LoadedModel
+from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats import medm_vl
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.prompts.feature_options import FeatureOptions
-from medmllm_plugins.results.feature_store import FeatureStore, Header
-
-QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
-LABELS = ["benign", "malignant tumour", "no"]
-SIZES = [(60, 40), (64, 64), (50, 90)]
-
-
-def ask(model: LoadedModel, folder: Path) -> tuple[list[Generation], FeatureStore]:
-    """Answers, label scores, and every feature that can be kept."""
-    generator = np.random.default_rng(0)
-    images = [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-    shown: list[Any] = [[image] for image in images] if model.shows == "images" else images
-    if model.shows == "volume":
-        voxels = generator.integers(-1000, 1000, (len(SIZES), 20, 30, 26)).astype(np.float32)
-        shown = [Volume(voxel, (1.0, 1.0, 1.0), "RAS", "HU") for voxel in voxels]
-    inputs = model.prepare(QUESTIONS, shown)
-    example = model.prepare(QUESTIONS[:1], shown[:1])
-    wanted = FeatureOptions(extra=("max", "answer"))
-    capture = FeatureRecorder(
-        model, wanted, Header("t", "d", tuple(LABELS), "f", "m", "", layers=()), folder, rank=0, example=example
-    )
-    try:
-        ids = model.label_ids(QUESTIONS[0], LABELS)
-        answers = model.generate(QUESTIONS, shown, max_new_tokens=4, labels=LABELS, inputs=inputs, watch=capture.watch)
-        content = {"fold": "test", "label": "benign", "blank": None, "label_tokens": None}
-        records = [
-            {
-                **content,
-                "id": str(row),
-                "document": str(row),
-                "group": str(row),
-                "answer": item.text,
-                "scores": item.scores,
-            }
-            for row, item in enumerate(answers)
-        ]
-        capture.keep(
-            records, inputs, [control_features(item) for item in shown], [entry[model.prefix_length :] for entry in ids]
-        )
-    finally:
-        capture.close()
-    return answers, FeatureStore(folder)
-
 
 # One of each way to lay out an image, and volumes; the families that share theirs follow in the slow tests.
 QUICK = ("medm_vl", "medm_vl_ct", "qwen2_5_vl", "gemma3", "llava_next", "idefics3")
