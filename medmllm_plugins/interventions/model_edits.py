@@ -179,12 +179,9 @@ class BatchTracker:
         inputs = {**kwargs, "input_ids": ids}
         self._rows = {"vision": self._loaded.rows_per_document("vision", inputs)}
         self._rows["connector"] = self._loaded.rows_per_document("connector", inputs)
-        if pixels.dim() == 5:  # tiles by image, padded with zeros to the same number
-            pixels = pixels.flatten(0, 1)
-            pixels = pixels[(pixels != 0).flatten(1).any(1)]
         # Pixels are bit-identical in every batch; later values are not.
-        parts = pixels.detach().float().cpu().split(self._rows["vision"])
-        self.digests = [_number(part.contiguous().numpy().tobytes()) for part in parts]
+        parts = self._loaded.family.pixels_by_document(self._loaded.model, inputs)
+        self.digests = [_number(part.detach().float().cpu().contiguous().numpy().tobytes()) for part in parts]
 
     def end(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Store the tokens in the cache, as a forward hook of the whole model."""

@@ -140,7 +140,11 @@ def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) ->
         pytest.skip("crops or pads")
     for pictures in documents(model):
         patch_cells = cells(model, prepared(model, pictures), pictures, "pixels")
-        assert (patch_cells.picture >= 0).all() and (patch_cells.box == patch_cells.whole).all()
+        inside = patch_cells.picture >= 0
+        assert (patch_cells.box[inside] == patch_cells.whole[inside]).all()
+        # Mistral 3 pads several pictures to the largest.
+        several_sizes = len({picture.size for picture in pictures}) > 1
+        assert inside.all() != (model.model.config.model_type == "mistral3" and several_sizes)
         for which in range(len(pictures)):
             box = patch_cells.box[patch_cells.picture == which]
             sizes = box[:, 2:] - box[:, :2]

@@ -43,7 +43,9 @@ def watched(
     seen: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(
-            lambda _, __, out, name=name: seen.__setitem__(name, out[0] if isinstance(out, tuple) else out)
+            lambda _, __, out, name=name: seen.__setitem__(
+                name, model.family.to_rows(name, out[0] if isinstance(out, tuple) else out)
+            )
         )
         for name, module in (("vision", blocks[1]), ("connector", stage_module(model.model, model.family.connector)))
     ]

@@ -361,6 +361,26 @@ def paligemma() -> tuple[Any, Any]:
     return hf.PaliGemmaForConditionalGeneration(config), hf.PaliGemmaProcessor(image_processor=image, tokenizer=words)
 
 
+def mistral3() -> tuple[Any, Any]:
+    words = tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    vision = {key: value for key, value in SIGLIP.items() if key != "model_type"}
+    config = hf.Mistral3Config(
+        text_config={**TEXT, "model_type": "mistral", "head_dim": 8, "sliding_window": None},
+        vision_config={**vision, "model_type": "pixtral", "image_size": 64},
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+        **_ids(words, image_token_index="[IMG]"),
+    )
+    processor = hf.PixtralProcessor(
+        image_processor=hf.PixtralImageProcessor(patch_size=8, size={"longest_edge": 64}),
+        tokenizer=words,
+        patch_size=8,
+        spatial_merge_size=2,
+        chat_template=CHATML.replace("SLOT", "[IMG]"),
+    )
+    return hf.Mistral3ForConditionalGeneration(config), processor
+
+
 FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -376,6 +396,7 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": lambda: _idefics("idefics3"),
     "smolvlm": lambda: _idefics("smolvlm"),
     "paligemma": paligemma,
+    "mistral3": mistral3,
 }
 
 

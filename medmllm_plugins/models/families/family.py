@@ -128,6 +128,14 @@ class Family:
         each = self.tokens_per_tile(model)
         return [count // each for count in self.image_positions(model, inputs).sum(1).tolist()]
 
+    def pixels_by_document(self, model: Any, inputs: Inputs) -> list[Tensor]:
+        """Return the pixel values of each of B documents, without what a batch of several sizes is padded with."""
+        pixels = inputs["pixel_values"]
+        if pixels.dim() == 5:  # tiles by image, padded with zeros to the same number
+            pixels = pixels.flatten(0, 1)
+            pixels = pixels[(pixels != 0).flatten(1).any(1)]
+        return list(pixels.split(self.rows_per_document(model, "vision", inputs)))
+
     def tokens_per_tile(self, model: Any) -> int:
         """Return how many image tokens a tile gets in the prompt."""
         patches = self.patches_per_tile(model)
@@ -276,6 +284,10 @@ class FlatFamily(Family):
         """Return 0."""
         return 0
 
+    def patches_per_image(self, model: Any, inputs: Inputs) -> Tensor:
+        """Return the number of patches of each image, (images,), int64."""
+        return inputs["image_grid_thw"].prod(-1)
+
     def merge_sides(self, model: Any, inputs: Inputs) -> Tensor:
         """Return the side of the block of patches that becomes one token, (images,), int64."""
         grids = inputs["image_grid_thw"]
@@ -283,7 +295,7 @@ class FlatFamily(Family):
 
     def rows_per_document(self, model: Any, stage: ImageStage, inputs: Inputs) -> list[int]:
         """Return how many patches or tokens belong to each of B documents."""
-        patches = inputs["image_grid_thw"].prod(-1)
+        patches = self.patches_per_image(model, inputs)
         tokens = patches // self.merge_sides(model, inputs) ** 2
         # Images come in the order of the documents, and each has as many tokens in its document's prompt.
         ends, wanted = tokens.cumsum(0), self.image_positions(model, inputs).sum(1).cumsum(0).to(tokens.device)
@@ -303,7 +315,7 @@ class FlatFamily(Family):
         """
         vision = self.vision_patches(model, inputs, "vision")
         sides = self.merge_sides(model, inputs).tolist()
-        images = np.split(vision, np.cumsum(inputs["image_grid_thw"].prod(-1).tolist())[:-1])
+        images = np.split(vision, np.cumsum(self.patches_per_image(model, inputs).tolist())[:-1])
         widest = max(sides) ** 2
         return np.concatenate(
             [

@@ -15,6 +15,7 @@ from medmllm_plugins.models.families.internvl import InternVL
 from medmllm_plugins.models.families.llava import Llava
 from medmllm_plugins.models.families.llava_next import LlavaNext
 from medmllm_plugins.models.families.llava_onevision import LlavaOnevision
+from medmllm_plugins.models.families.mistral3 import Mistral3
 from medmllm_plugins.models.families.paligemma import PaliGemma
 from medmllm_plugins.models.families.qwen2_5_vl import Qwen25VL
 from medmllm_plugins.models.families.qwen2_vl import Qwen2VL
@@ -30,7 +31,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
         *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Glm4V(), Gemma3(), Llava(), LlavaNext(), LlavaOnevision()),
-        *(PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM()),
+        *(PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM(), Mistral3()),
     )
 }
 
