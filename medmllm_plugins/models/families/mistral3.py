@@ -14,7 +14,7 @@ from medmllm_plugins.models.families.family import FlatFamily, Inputs, IntArray
 class Mistral3(FlatFamily):
     """Mistral Small 3.1 and later (model card, 2025) with Pixtral's tower (Agrawal et al., arXiv:2410.07073, 2024).
 
-    ``inputs["image_sizes"]`` holds rows and columns of pixels of each image; ``pixel_values`` are padded to the largest.
+    ``inputs["image_sizes"]`` holds height and width of each image; ``pixel_values`` are padded to the largest.
     """
 
     title = "Mistral 3"
