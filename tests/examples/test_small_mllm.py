@@ -59,6 +59,15 @@ def test_both_stages_learn(trained: tuple[Path, str]) -> None:
         assert not list(folder.glob(f"{stage}-state*"))
 
 
+def test_weights_are_updated_in_bfloat16_too(environment: Mapping[str, str], tmp_path: Path) -> None:
+    """Within autocast the rounded copies of weights are kept, so that an update would not be seen."""
+    command = ("small_mllm.train", "--output", str(tmp_path), "--sets", "demo", "--limit", "24", "--marked", "6")
+    sizes = ("--validation", "8", "--batch", "4", "--steps", "20", "1", "--dtype", "bfloat16")
+    said = run(environment, *command, *sizes)
+    losses = [float(loss) for loss in re.findall(r"stage1: \d+ of 20 updates, loss ([\d.]+)", said)]
+    assert len(losses) == 2 and losses[1] < losses[0] - 0.1, losses
+
+
 def test_the_second_stage_changes_the_connector_and_the_llm_alone(trained: tuple[Path, str]) -> None:
     from safetensors.torch import load_file
 
@@ -68,21 +77,24 @@ def test_the_second_stage_changes_the_connector_and_the_llm_alone(trained: tuple
     assert sum("self_attn" in name for name in changed) == 4 * 30
 
 
-def test_the_tower_has_weights_that_see(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tower_has_weights_that_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The converted weights give the features of timm's own network, which needs its batch norms, too."""
     import timm
 
     monkeypatch.syspath_prepend(str(EXAMPLE))
     from small_mllm.architecture import Tower  # type: ignore[import-not-found]
-    from small_mllm.pretrained import TOWER_FILE, TOWER_PACKAGE, load_tower_weights, package_folder
+    from safetensors.torch import load_file
+    from small_mllm.pretrained import TOWER_FILE, TOWER_PACKAGE, load_tower_weights, package_folder, write_reference
 
     tower = Tower("tf_efficientnet_lite0")
     load_tower_weights(tower)
     state = torch.load(package_folder(TOWER_PACKAGE) / TOWER_FILE, weights_only=True)
     assert torch.equal(tower.stem[0].weight, state["_conv_stem.weight"])
     assert torch.equal(tower.stages[-1][-1].conv_pwl.weight, state["_blocks.15._project_conv.weight"])
+    write_reference(tmp_path / "tower.safetensors")
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    net.load_state_dict(load_file(tmp_path / "tower.safetensors"))
+    assert torch.equal(net.classifier.bias, state["_fc.bias"])
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
