@@ -82,8 +82,8 @@ def test_the_tower_has_weights_that_see(monkeypatch: pytest.MonkeyPatch, tmp_pat
     import timm
 
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    from small_mllm.architecture import Tower  # type: ignore[import-not-found]
     from safetensors.torch import load_file
+    from small_mllm.architecture import Tower  # type: ignore[import-not-found]
     from small_mllm.pretrained import TOWER_FILE, TOWER_PACKAGE, load_tower_weights, package_folder, write_reference
 
     tower = Tower("tf_efficientnet_lite0")
