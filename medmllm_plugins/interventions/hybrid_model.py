@@ -6,7 +6,6 @@ recorded in one (:class:`LabelRecorder`) and handed to the other later (:class:`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,31 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from medmllm_plugins.models.cache_layers import PairedCache
 from medmllm_plugins.models.generation import Prefill, cache_option
 from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass, recording
-
-
-class PairedCache(DynamicCache):
-    """The cache of one model, and that of the other one, which goes through the same changes."""
-
-    def __init__(self, own: DynamicCache, other: DynamicCache) -> None:
-        super().__init__()
-        self.layers = [copy.copy(layer) for layer in own.layers]
-        self.other = DynamicCache()
-        self.other.layers = [copy.copy(layer) for layer in other.layers]
-
-    def __copy__(self) -> PairedCache:
-        return PairedCache(self, self.other)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows of both."""
-        super().batch_select_indices(indices)
-        self.other.batch_select_indices(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat the rows of both."""
-        super().batch_repeat_interleave(repeats)
-        self.other.batch_repeat_interleave(repeats)
 
 
 class HybridModel:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from medmllm_plugins.interventions.twin_patching import PatchSite, check_same_tokens, mixed_states, resumed
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.generation import Prefill, branch_cache, score_labels
+from medmllm_plugins.models.cache_layers import own_copies
+from medmllm_plugins.models.generation import Prefill, score_labels
 from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass
 from medmllm_plugins.models.stages import is_block, layers_of
 from medmllm_plugins.prompts.patch_options import BLOCKS
@@ -117,7 +118,7 @@ def interchange(
     clean: list[tuple[Literal["own"] | DonorClass, RecordedPass]] = [("own", own), *passes.items()]
     for name, recorded in clean:
         # Scoring extends the cache, from which further passes of this one are resumed.
-        start = replace(recorded.start, cache=branch_cache(recorded.start.cache))
+        start = replace(recorded.start, cache=own_copies(recorded.start.cache))
         scores[name] = label_scores(loaded, start, label_ids)
     return scores
 

@@ -450,3 +450,8 @@ def check_masks(loaded: LoadedModel) -> None:
             f"Expected a model with attention 'sdpa' or 'eager', which take a mask for each pair of tokens, got "
             f"{kind!r}. Load it with attn_implementation=sdpa."
         )
+    if "linear_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ModelError(
+            f"{loaded.family.title}: expected attention between pairs of tokens in all blocks of the LLM, got blocks "
+            "of linear attention, in which no pair can be cut."
+        )

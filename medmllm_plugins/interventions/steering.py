@@ -27,7 +27,8 @@ from medmllm_plugins.interventions.interchange import label_scores
 from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
+from medmllm_plugins.models.cache_layers import own_copies
+from medmllm_plugins.models.generation import Prefill, greedy, score_labels
 from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import is_block, layers_of
 
@@ -204,7 +205,7 @@ def steer(
         tokens[condition] = greedy(loaded.model, start, max_new_tokens=max_new_tokens, eos_token_ids=ends)
 
     # Answering extends the cache, from which further passes are resumed.
-    clean = replace(own.start, cache=branch_cache(own.start.cache))
+    clean = replace(own.start, cache=own_copies(own.start.cache))
     with torch.no_grad():
         answer("own", clean)
         for push in pushes:

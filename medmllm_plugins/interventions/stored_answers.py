@@ -17,7 +17,8 @@ from medmllm_plugins.interventions.hybrid_model import LabelRecorder
 from medmllm_plugins.interventions.stored_states import StateStore
 from medmllm_plugins.interventions.twin_patching import DonorStates, PatchSite, replayed
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.generation import branch_cache, greedy, logits_after
+from medmllm_plugins.models.cache_layers import own_copies
+from medmllm_plugins.models.generation import greedy, logits_after
 from medmllm_plugins.models.recorded_pass import CONNECTOR, RecordedPass
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -73,7 +74,7 @@ def store_beginnings(
     own = RecordedPass(lower, lower.prepare([question], [image]), {CONNECTOR})
     tried = {tuple(ids) for ids in beginnings}
     if max_new_tokens:
-        start = replace(own.start, cache=branch_cache(own.start.cache))
+        start = replace(own.start, cache=own_copies(own.start.cache))
         (tokens,) = greedy(lower.model, start, max_new_tokens=max_new_tokens, eos_token_ids=lower.eos_token_ids)
         tried.add(tuple(tokens))
     whole = sorted({ids[:length] for ids in tried for length in range(len(ids) + 1)} | {()})

@@ -20,7 +20,8 @@ from torch import Tensor
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.hybrid_model import HybridModel, LabelReplay
 from medmllm_plugins.models.base import LoadedModel, VisualInput
-from medmllm_plugins.models.generation import Prefill, branch_cache, greedy, score_labels
+from medmllm_plugins.models.cache_layers import joined_rows, own_copies
+from medmllm_plugins.models.generation import Prefill, greedy, score_labels
 from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.stages import EMBED, is_block, layers_of
 from medmllm_plugins.prompts.patch_options import BLOCKS, TOKENS, Tokens
@@ -190,7 +191,7 @@ def answers_with_states(
             waiting.clear()
 
     # Answering extends the cache, which the other direction starts from.
-    waiting.append((None, replace(own.start, cache=branch_cache(own.start.cache))))
+    waiting.append((None, replace(own.start, cache=own_copies(own.start.cache))))
     for site in sites:
         if holds_all_tokens(site) and donor.donor_pass is not None:
             hybrid = HybridModel(own, donor.donor_pass, site.layer)
@@ -216,14 +217,9 @@ def _start(site: PatchSite, own: RecordedPass, donor: DonorStates, image: Tensor
 
 def _merged(starts: Sequence[Prefill]) -> Prefill:
     """Return states after prompts of equal length as those of one batch."""
-    cache = branch_cache(starts[0].cache)
-    layers: Any = cache.layers
-    for index, layer in enumerate(layers):
-        parts: Any = [start.cache.layers[index] for start in starts]
-        layer.keys, layer.values = (torch.cat([getattr(part, name) for part in parts]) for name in ("keys", "values"))
     return Prefill(
         torch.cat([start.logits for start in starts]),
-        cache,
+        joined_rows([start.cache for start in starts]),
         torch.cat([start.attention_mask for start in starts]),
         torch.cat([start.next_position for start in starts]),
     )

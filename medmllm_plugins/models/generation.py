@@ -8,7 +8,6 @@ same code; :meth:`medmllm_plugins.models.base.LoadedModel.generate` does.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from medmllm_plugins.models.cache_layers import chosen_rows, is_recurrent, own_copies
 from medmllm_plugins.models.families.family import Family
 
 
@@ -91,7 +91,7 @@ def greedy(model: Any, start: Prefill, *, max_new_tokens: int, eos_token_ids: Co
             break
         if not bool(going.all()):  # rows that have ended are not computed any more
             alive = going.nonzero().squeeze(1)
-            cache.batch_select_indices(alive)
+            cache = chosen_rows(cache, alive)
             active, token, mask, position = active[alive], token[alive], mask[alive], position[alive]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = model(
@@ -112,7 +112,7 @@ def first_token(model: Any, start: Prefill) -> None:
         input_ids=start.logits.argmax(-1)[:, None],
         attention_mask=torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
         position_ids=start.next_position[:, None],
-        **cache_option(model, branch_cache(start.cache)),
+        **cache_option(model, own_copies(start.cache)),
         use_cache=True,
     )
 
@@ -127,8 +127,8 @@ def score_labels(
 
     The labels of a row form a tree whose branches are what labels begin with in common. Its inner nodes go through the
     model as one sequence, in which each sees the prompt and those above it, so that a token that labels share is
-    computed once and the cache is neither copied nor repeated. Where the attention kernel takes no such mask, or a
-    window of attention would slide past the prompt, each label is a row of its own.
+    computed once and the cache is neither copied nor repeated. Where the attention kernel takes no such mask, a window
+    of attention would slide past the prompt, or blocks have linear attention, each label is a row of its own.
 
     Args:
         model: the model that made ``start``.
@@ -148,15 +148,10 @@ def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
     if model.config._attn_implementation not in ("eager", "sdpa"):
         return False
     layers: Any = start.cache.layers
+    if any(map(is_recurrent, layers)):  # a branch of labels would change the state that the next one begins with
+        return False
     windows = [layer.sliding_window for layer in layers if layer.is_sliding]
     return all(start.attention_mask.shape[1] + longest <= window for window in windows)
-
-
-def branch_cache(cache: DynamicCache) -> DynamicCache:
-    """Return a cache that can grow on its own; keys and values are shared, since growing makes new tensors."""
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    return branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +245,7 @@ def _tree_logits(
         input_ids=tokens[chosen].to(device),
         attention_mask=mask,
         position_ids=start.next_position[:, None] + depth[chosen].to(device),
-        **cache_option(model, branch_cache(start.cache)),
+        **cache_option(model, own_copies(start.cache)),
         use_cache=True,
     )
     return trees, torch.cat([logits, out.logits.float()], dim=1)
@@ -307,8 +302,7 @@ def _row_logits(model: Any, start: Prefill, targets: Tensor, valid: Tensor) -> T
     repeats, steps = len(targets) // len(start.logits), targets.shape[1] - 1
     if not steps:
         return start.logits.new_zeros(len(targets), 0, start.logits.shape[-1])
-    cache = copy.deepcopy(start.cache)
-    cache.batch_repeat_interleave(repeats)
+    cache = chosen_rows(start.cache, torch.arange(len(start.logits)).repeat_interleave(repeats))
     logits: Tensor = model(
         input_ids=targets[:, :-1],
         attention_mask=torch.cat([start.attention_mask.repeat_interleave(repeats, dim=0), valid[:, :-1]], dim=1),

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.cache_layers import chosen_rows, has_keys, is_recurrent, own_copy
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.generation import Prefill, cache_option
 from medmllm_plugins.models.stages import (
@@ -129,8 +130,7 @@ class RecordedPass:
         copied.inputs = {name: _repeated(value, rows) for name, value in self.inputs.items()}
         copied.states = {site: _repeated(states, rows) for site, states in self.states.items()}
         copied._tower_output = _repeated(self._tower_output, rows)
-        cache = copy.copy(self.start.cache)
-        cache.layers = [_repeated_layer(layer, rows) for layer in self.start.cache.layers]
+        cache = chosen_rows(self.start.cache, torch.zeros(rows, dtype=torch.long))
         start = {name: _repeated(getattr(self.start, name), rows) for name in _TENSORS}
         copied.start = Prefill(cache=cache, **start)
         return copied
@@ -164,7 +164,7 @@ class RecordedPass:
             start = self._loaded.prefill(self.inputs)
         # The keys and values of the blocks that were not computed are those of the clean pass.
         count = len(self._skipped_llm_blocks(site))
-        start.cache.layers[:count] = [copy.copy(layer) for layer in self.start.cache.layers[:count]]
+        start.cache.layers[:count] = [own_copy(layer) for layer in self.start.cache.layers[:count]]
         return start
 
     @torch.no_grad()
@@ -172,8 +172,8 @@ class RecordedPass:
         """Return the state after the prompts where their last token alone holds another state.
 
         No other token of a prompt sees the last one, so that it alone is computed again, from the keys and values of
-        the clean pass: a hundredth of the work. Where prompts are not causal (PaliGemma), or keys and values slide
-        out of a window, the whole prompt is.
+        the clean pass: a hundredth of the work. Where prompts are not causal (PaliGemma), keys and values slide out of
+        a window, or blocks keep a state in their place (Qwen3.5), the whole prompt is.
 
         Args:
             site: the input of the LLM or one of its blocks.
@@ -199,7 +199,7 @@ class RecordedPass:
     def _sees_no_later_token(self) -> bool:
         """Return whether the states of prompts do not depend on later tokens, measured once for each model."""
         layers: Any = self.start.cache.layers
-        if any(layer.is_sliding for layer in layers):
+        if any(is_recurrent(layer) or layer.is_sliding for layer in layers):
             return False
         if self.model not in _CAUSAL:
             ids = self.inputs["input_ids"].clone()
@@ -330,13 +330,6 @@ def _repeated(value: Any, rows: int) -> Any:
     return value
 
 
-def _repeated_layer(layer: Any, rows: int) -> Any:
-    """Return a copy of a layer of a cache, its rows repeated."""
-    copied = copy.copy(layer)
-    copied.keys, copied.values = (_repeated(part, rows) for part in (layer.keys, layer.values))
-    return copied
-
-
 def _without_last(layer: Any) -> Any:
     """Return a copy of a layer of a cache without its last position."""
     shorter = copy.copy(layer)
@@ -347,7 +340,7 @@ def _without_last(layer: Any) -> Any:
 def _extend(cache: DynamicCache, index: int, count: int) -> None:
     """Extend a layer of a cache by ``count`` positions, if it holds any; their keys and values are never read."""
     layer: Any = cache.layers[index]
-    if layer.get_seq_length():
+    if has_keys(layer) and layer.get_seq_length():
         layer.update(*(part[..., -1:, :].expand(-1, -1, count, -1) for part in (layer.keys, layer.values)))
 
 

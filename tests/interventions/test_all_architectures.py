@@ -45,6 +45,7 @@ torch.set_num_threads(1)
 QUESTION, LABELS = "Is it benign or malignant?", ("benign", "malignant tumour", "x")
 CT = "medm_vl_ct"
 CONNECTORS_WITHOUT_LINEAR = ("gemma3",)
+LINEAR_ATTENTION = ("qwen3_5",)
 pytestmark = pytest.mark.slow
 
 
@@ -108,6 +109,10 @@ def test_interventions_end_in_the_other_model_and_the_other_document(kind: str, 
     assert np.isfinite([row for rows in exchanged.values() for row in rows]).all()
 
     cuts = cuts_of(model, every=1)
+    if kind in LINEAR_ATTENTION:
+        with pytest.raises(ModelError, match="got blocks of linear attention, in which no pair can be cut"):
+            knock_out(model, QUESTION, images, LABELS, cuts)
+        return
     cut, cut_others = (knock_out(model, QUESTION, visuals, LABELS, cuts) for visuals in (images, others))
     np.testing.assert_allclose(cut[cuts[-1]], cut_others[cuts[-1]], atol=3e-4)
     np.testing.assert_allclose(scores(model, images), own, atol=0)
@@ -240,12 +245,13 @@ def test_bfloat16_gives_the_scores_of_float32(kind: str, tmp_path: Path) -> None
         exchanges = exchanges_at(interchange_sites(model, every=1))
         rows = [answer.scores for side in sides for some in side.values() for answer in some]
         rows += [answer.scores for some in answers.values() for answer in some]
-        cut = knock_out(model, QUESTION, images, LABELS, cuts_of(model, every=1))
+        cuts = () if kind in LINEAR_ATTENTION else cuts_of(model, every=1)
+        cut = knock_out(model, QUESTION, images, LABELS, cuts) if cuts else {}
         exchanged = interchange(model, QUESTION, images, donors, LABELS, exchanges)
         return np.array([*rows, *(row for some in (cut, exchanged) for each in some.values() for row in each)])
 
-    # A rounding may send a token to another expert.
-    bound = 1.0 if kind.endswith("moe") else 0.4
+    # A rounding may send a token to another expert, and linear attention adds up the errors of all tokens before.
+    bound = 1.0 if kind.endswith("moe") else 2.0 if kind in LINEAR_ATTENTION else 0.4
     np.testing.assert_allclose(scores(rounded), scores(exact), atol=bound)
 
     examples = [TrainingExample(QUESTION, lambda image=image: image, LABELS[1]) for image in images]  # type: ignore[misc]

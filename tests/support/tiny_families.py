@@ -58,7 +58,7 @@ def _ids(words: Any, **tokens: str) -> dict[str, int]:
     return {key: words.convert_tokens_to_ids(token) for key, token in tokens.items()}
 
 
-def _qwen(kind: str, vision: dict[str, Any], image: Any) -> tuple[Any, Any]:
+def _qwen(kind: str, vision: dict[str, Any], image: Any, more: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
     special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     words = tokenizer(special, image_token="<|image_pad|>", video_token="<|video_pad|>")
     ids = _ids(
@@ -69,14 +69,14 @@ def _qwen(kind: str, vision: dict[str, Any], image: Any) -> tuple[Any, Any]:
         vision_end_token_id="<|vision_end|>",
     )
     prefixes = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
-    prefix = prefixes[kind]
-    text = {**TEXT, "rope_parameters": MROPE}
+    prefix = prefixes.get(kind, "Qwen3_5")
+    text = {**TEXT, "rope_parameters": MROPE, **(more or {})}
     if kind.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
     if kind == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
     config = getattr(hf, f"{prefix}Config")(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
-    newer = kind.startswith("qwen3_vl")
+    newer = kind.startswith("qwen3_")
     video = "Qwen3VLVideoProcessor" if newer else "Qwen2VLVideoProcessor"
     processor = getattr(hf, "Qwen3VLProcessor" if newer else f"{prefix}Processor")(
         image_processor=image,
@@ -121,6 +121,28 @@ def qwen3_vl(kind: str = "qwen3_vl") -> tuple[Any, Any]:
     }
     image = hf.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=16 * 16 * 4, max_pixels=16 * 16 * 12)
     return _qwen(kind, vision, image)
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    vision = {
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": 8,
+        "num_position_embeddings": 64,
+    }
+    image = hf.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=16 * 16 * 4, max_pixels=16 * 16 * 12)
+    text = {
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    return _qwen("qwen3_5", vision, image, text)
 
 
 def glm4v() -> tuple[Any, Any]:
@@ -386,6 +408,7 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_vl_moe": lambda: qwen3_vl("qwen3_vl_moe"),
+    "qwen3_5": qwen3_5,
     "glm4v": glm4v,
     "gemma3": gemma3,
     "llava": llava,

@@ -134,7 +134,7 @@ class Family:
         if pixels.dim() == 5:  # tiles by image, padded with zeros to the same number
             pixels = pixels.flatten(0, 1)
             pixels = pixels[(pixels != 0).flatten(1).any(1)]
-        return list(pixels.split(self.rows_per_document(model, "vision", inputs)))
+        return list(torch.split(pixels, self.rows_per_document(model, "vision", inputs)))
 
     def tokens_per_tile(self, model: Any) -> int:
         """Return how many image tokens a tile gets in the prompt."""

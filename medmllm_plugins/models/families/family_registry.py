@@ -19,6 +19,7 @@ from medmllm_plugins.models.families.mistral3 import Mistral3
 from medmllm_plugins.models.families.paligemma import PaliGemma
 from medmllm_plugins.models.families.qwen2_5_vl import Qwen25VL
 from medmllm_plugins.models.families.qwen2_vl import Qwen2VL
+from medmllm_plugins.models.families.qwen3_5 import Qwen35
 from medmllm_plugins.models.families.qwen3_vl import Qwen3VL
 from medmllm_plugins.models.families.qwen3_vl_moe import Qwen3VLMoe
 from medmllm_plugins.models.families.smolvlm import SmolVLM
@@ -30,8 +31,8 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
-        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Glm4V(), Gemma3(), Llava(), LlavaNext(), LlavaOnevision()),
-        *(PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM(), Mistral3()),
+        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Qwen35(), Glm4V(), Gemma3(), Llava(), LlavaNext()),
+        *(LlavaOnevision(), PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM(), Mistral3()),
     )
 }
 
