@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
@@ -18,6 +19,17 @@ from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
+
+
+AUTHORS_FORMATS: Final[Mapping[str, str]] = {
+    "internvl_chat": "internvl_chat",
+    "hulumed_qwen2": "hulu_med",
+    "hulumed_qwen3": "hulu_med",
+    "llava_qwen2": "huatuogpt_vision",
+    "llava_mistral": "llava_med",
+    "lvlm": "medm_vl",
+}
+"""The model that reads a checkpoint in its authors' format, by ``model_type``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,11 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
+    if (model := AUTHORS_FORMATS.get(str(kind))) is not None and options.trust_remote_code is None:
+        raise ModelError(
+            f"{folder}: expected a checkpoint in transformers' format, got its authors' own ({kind}). Use --model "
+            f"{model}, which reads it without running its code."
+        )
     if (code := raw.get("auto_map")) and options.trust_remote_code != options.pretrained:
         classes = some(map(str, code.values())) if isinstance(code, dict) else shown(code)
         raise ModelError(

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.formats import internvl_chat
+from medmllm_plugins.models.native import AUTHORS_FORMATS, open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.plugins.manager import get_manager
 
 LABELS = ["benign", "malignant tumour", "benign tumour", "no"]
 QUESTIONS = ["What is it?", "Classify this breast ultrasound image: benign, malignant.", "Is it benign? " * 3]
@@ -210,3 +212,10 @@ def test_options_that_the_format_does_not_take(tmp_path: Path) -> None:
     folder = tiny_authors.internvl_chat(tmp_path)
     with pytest.raises(OptionError, match="trust_remote_code"):
         internvl_chat.load(options(folder, trust_remote_code=str(folder)))
+
+
+def test_the_loader_of_transformers_formats_names_the_model(tmp_path: Path) -> None:
+    folder = tiny_authors.internvl_chat(tmp_path)
+    with pytest.raises(ModelError, match="Use --model internvl_chat, which reads it without running its code"):
+        open_native(options(folder))
+    assert set(AUTHORS_FORMATS.values()) <= set(get_manager().models())
