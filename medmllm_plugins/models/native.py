@@ -20,7 +20,6 @@ from medmllm_plugins.models.families.family_registry import find_family
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
-
 AUTHORS_FORMATS: Final[Mapping[str, str]] = {
     "internvl_chat": "internvl_chat",
     "hulumed_qwen2": "hulu_med",
@@ -61,10 +60,10 @@ def open_native(options: LoadOptions, family: Family | None = None) -> Native:
     folder = find_folder(options.pretrained)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
-    if (model := AUTHORS_FORMATS.get(str(kind))) is not None and options.trust_remote_code is None:
+    if (reader := AUTHORS_FORMATS.get(str(kind))) is not None and options.trust_remote_code is None:
         raise ModelError(
             f"{folder}: expected a checkpoint in transformers' format, got its authors' own ({kind}). Use --model "
-            f"{model}, which reads it without running its code."
+            f"{reader}, which reads it without running its code."
         )
     if (code := raw.get("auto_map")) and options.trust_remote_code != options.pretrained:
         classes = some(map(str, code.values())) if isinstance(code, dict) else shown(code)
