@@ -76,7 +76,7 @@ class AttributionInput:
         self._prefix_length = 0 if target.ids else loaded.prefix_length
         self._baseline = baseline
         self._layers = {layer.name: layer for layer in layers_of(loaded)}
-        self._passes: dict[tuple[str, int], RecordedPass] = {}
+        self._passes: dict[int, RecordedPass] = {}
 
     def layer(self, name: str) -> Layer:
         """Return a layer of the model.
@@ -155,15 +155,18 @@ class AttributionInput:
         scores = score_labels(self.loaded.model, start, [self.ids] * rows, prefix_length=self._prefix_length)
         return self.target.value(scores)
 
+    def record(self, layers: Sequence[str]) -> None:
+        """Record the document's pass at layers that :meth:`values_from` is about to be asked for, all at once."""
+        if 1 not in self._passes or any(layer not in self._passes[1].states for layer in layers):
+            self._passes = {1: RecordedPass(self.loaded, self.inputs, layers)}
+
     def _recorded_pass(self, layer: str, rows: int) -> RecordedPass:
         """Return the pass of copies of the document; that of one is recorded, that of several is made from it."""
-        if (layer, rows) not in self._passes:
-            if (layer, 1) not in self._passes:
-                self._passes = {(layer, 1): RecordedPass(self.loaded, self.inputs, [layer])}
-            single = self._passes[layer, 1]
-            # A path has two sizes of batches at most: whole ones, and a last one.
-            self._passes = {(layer, 1): single, (layer, rows): single.repeated(rows)}
-        return self._passes[layer, rows]
+        self.record([layer])
+        if rows not in self._passes:
+            # Batches are whole ones or a last one, so that no more than these are kept.
+            self._passes = {1: self._passes[1], rows: self._passes[1].repeated(rows)}
+        return self._passes[rows]
 
     @cached_property
     def value(self) -> float:

@@ -100,14 +100,15 @@ def layer_integrated_gradients(
     its layer: what comes before is computed once.
     """
     states, blank, scores = case.states(layers), case.baseline_states(layers), {}
+    case.record(layers)
     for layer in layers:
         with translated_gradient_errors([layer]):
             values = IntegratedGradients(partial(case.values_from, layer)).attribute(
                 states[layer], blank[layer], n_steps=config.steps, method=RULE, internal_batch_size=case.batch
             )
         with torch.no_grad():
-            document, baseline = (float(case.values_from(layer, held[layer])) for held in (states, blank))
-        gap = completeness_gap(float(values.detach().sum()), document - baseline)
+            difference = case.value - float(case.values_from(layer, blank[layer]))
+        gap = completeness_gap(float(values.detach().sum()), difference)
         scores[layer] = Scores(values.sum(-1)[0].detach().float(), gap)
     return scores
 
