@@ -38,6 +38,8 @@ CACHE_BYTES = 4 << 30
 class TimmClassifier(ReferenceClassifier):
     """``timm:NAME``: a network with a new head, fine-tuned completely; the epoch with the best validation loss is used.
 
+    Batch norms keep their pretrained statistics.
+
     Images are those that an MLLM sees, padded with black to a square and resized to the network's input. If a volume is
     shown as several slices, their logits are averaged. Training images are cropped at random but not flipped, since
     left and right differ in medical images.
@@ -91,7 +93,7 @@ class TimmClassifier(ReferenceClassifier):
         best, best_round, losses = float("inf"), -1, []
         best_state: dict[str, Tensor] = {}
         for number in range(self._epochs):
-            self._network.train()
+            self._train_mode(pretrained)
             for indices in _batches(generator.permutation(len(train)), size):
                 if len(indices) == 1 and len(train) > 1:  # batch normalisation needs two
                     continue
@@ -163,6 +165,18 @@ class TimmClassifier(ReferenceClassifier):
             "device": str(self._device),
         }
         return not why
+
+    def _train_mode(self, pretrained: bool) -> None:
+        """Switch to training; pretrained batch norms keep their running statistics.
+
+        A few hundred updates of small batches do not move these to the new images (EfficientNets of TensorFlow keep
+        99% at each update), so that weights trained on statistics of batches fail once those of the past are used.
+        """
+        self._network.train()
+        if pretrained:
+            for module in self._network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _logits(self, pictures: Tensor, counts: list[int]) -> Tensor:
         """Average the logits over the images of each document: ``[N, Q, A]``."""

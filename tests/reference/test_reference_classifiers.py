@@ -182,6 +182,10 @@ def test_a_network_starts_from_the_weights_in_a_file(tmp_path: Path) -> None:
     model = make_classifier(NETWORK, weights=tmp_path / "weights.safetensors", epochs=1, device="cpu")
     assert fitted(model, data).shape == (4, 2, 2)
     assert model.facts()["pretrained"] is True and model.facts()["weights"] == "weights.safetensors"
+    trained = model._network.state_dict()
+    statistics = [name for name in weights if name.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(trained[name].cpu(), weights[name]) for name in statistics)
+    assert not torch.equal(trained["conv1.0.weight"].cpu(), weights["conv1.0.weight"])
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     broken = make_classifier(NETWORK, weights=tmp_path / "other.safetensors", epochs=1, device="cpu")
     with pytest.raises(OptionError, match=r"other\.safetensors: expected weights of test_resnet"):
