@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final
@@ -126,7 +125,3 @@ def _free() -> None:
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
-
-def names_of(entries_run: Sequence[Entry]) -> list[str]:
-    """Return what ``--list`` shows of entries."""
-    return [f"{entry.name} {entry.size}" for entry in entries_run]
