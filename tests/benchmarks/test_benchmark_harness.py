@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import harness
+from benchmarks import gpu_suite, harness
 from benchmarks.harness import Benchmark, Comparison, Kind, Record, ResultsDifferError, Run, Sides, compare, expect
 from medmllm_plugins.errors import OptionError
 
@@ -198,7 +198,7 @@ def test_names_are_those_of_the_docs() -> None:
     section = DOCS[DOCS.index("## List of benchmarks") : DOCS.index("## The record")]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(command.names())
     assert set(re.findall(r"^\*\*`(\w+)`\*\*:", section, re.MULTILINE)) == set(command.names())
-    assert set(re.findall(r"^    python -m benchmarks (\w+)", DOCS, re.MULTILINE)) <= set(command.names())
+    assert set(re.findall(r"^    python -m benchmarks (\w+)", DOCS, re.MULTILINE)) <= {*command.names(), gpu_suite.NAME}
 
 
 def test_list_describes_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,7 +167,7 @@ def test_a_family_that_cannot_be_imported_hides_no_other(site: Site, fresh: None
     declared = 'ModelSpec(name="broken_model", summary="A model.", family="not_installed:Missing")'
     site.add("a-broken", f"{HEAD}\n@hookimpl\ndef medmllm_models():\n    return [{declared}]\n")
     assert find_family("convnet_of_mine", "a checkpoint").title == "ConvNet of mine"
-    with pytest.raises(ModelError, match=r"smolvlm, convnet_of_mine, got 'unknown'.*family of broken_model cannot be"):
+    with pytest.raises(ModelError, match=r"mistral3, convnet_of_mine, got 'unknown'.*family of broken_model cannot be"):
         find_family("unknown", "a checkpoint")
 
 
