@@ -21,7 +21,7 @@ from medmllm_plugins.prompts.task_settings import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-EXAMPLES = {"of_mine", "example_vl", "med_cls_example", "chest"}
+EXAMPLES = {"of_mine", "example_vl", "small_mllm", "med_cls_example", "chest"}
 """Models and tasks that a page makes before it uses them: the example plugins', and own-data.md's."""
 HOST_MODELS = {"dummy", "openai"}
 SOURCE = re.compile(r"\bMEDMLLM_[A-Z_]+\b")
