@@ -30,9 +30,12 @@ def find_subcommand(words: list[str]) -> tuple[str, list[str]]:
 
 
 def options_of(name: str) -> set[str]:
-    """Return the options of a subcommand, such as ``--json``."""
+    """Return the options of a subcommand, such as ``--json`` and ``--no-controls``."""
     return {"--help", "-h"} | {
-        option for param in subcommands()[name].params for option in param.opts if option[0] == "-"
+        option
+        for param in subcommands()[name].params
+        for option in (*param.opts, *param.secondary_opts)
+        if option[0] == "-"
     }
 
 
