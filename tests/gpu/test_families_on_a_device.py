@@ -32,7 +32,8 @@ BFLOAT16 = 0.05
 FEATURES = 0.05
 """Largest root mean square of the difference of features in bfloat16, as a share of that of the features."""
 LINEAR = {"qwen3_5": 0.25}
-"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before."""
+"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before; label scores
+may differ three times as much there."""
 
 
 def scores(model: LoadedModel) -> np.ndarray:
@@ -51,7 +52,7 @@ def test_label_scores_answers_and_features(kind: str, device: str, tmp_path: Pat
         assert got.scores == pytest.approx(wanted.scores, abs=FLOAT32)
     rounded, content = ask(open_model(kind, folder, device=device, dtype="bfloat16"), tmp_path / "bfloat16")
     for got, wanted in zip(rounded, expected, strict=True):
-        assert got.scores == pytest.approx(wanted.scores, rel=BFLOAT16)
+        assert got.scores == pytest.approx(wanted.scores, rel=3 * BFLOAT16 if kind in LINEAR else BFLOAT16)
         assert got.tokens is not None and 0 <= got.tokens <= 4
     rows = np.arange(len(QUESTIONS))
     assert content.header.layers == kept.header.layers
