@@ -32,8 +32,8 @@ BFLOAT16 = 0.05
 FEATURES = 0.05
 """Largest root mean square of the difference of features in bfloat16, as a share of that of the features."""
 LINEAR = {"qwen3_5": 0.25}
-"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before; label scores
-may differ three times as much there."""
+"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before. Their
+label scores may differ three times as much."""
 
 
 def scores(model: LoadedModel) -> np.ndarray:
