@@ -220,3 +220,35 @@ def test_slices_of_a_volume(tmp_path: Path) -> None:
     assert case.value == pytest.approx(float(value.detach()), abs=1e-4)
     (wanted,) = torch.autograd.grad(value, given)
     close(scores.values, to_patches(chest, wanted).abs().sum(1))
+
+
+def test_a_path_begins_at_its_layer_and_forgets_other_weights(tmp_path: Path) -> None:
+    loaded = load("internvl", tmp_path / "model")
+    case = AttributionInput(loaded, QUESTION, IMAGE, TARGET, batch=3)
+    states = {layer: held.repeat(3, 1, 1) for layer, held in case.states(["vision.01", "llm.01"]).items()}
+    case.record(list(states))
+    called: dict[str, int] = {}
+    length = case.inputs["input_ids"].shape[1]
+    names = {layer.name: layer.module for layer in layers_of(loaded)}
+
+    def note(name: str, output: Any) -> None:
+        called.setdefault(name, (output[0] if isinstance(output, tuple) else output).shape[1])
+
+    handles = [
+        next(names[name].children()).register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name in ("vision.00", "llm.00", "llm.02")
+    ]
+    with torch.no_grad():
+        case.values_from("vision.01", states["vision.01"])
+        assert "vision.00" not in called and called["llm.00"] == length
+        called.clear()
+        case.values_from("llm.01", states["llm.01"])
+        # The tokens of labels go through all blocks, those of the prompt through the later ones.
+        assert "vision.00" not in called and called["llm.00"] < length == called["llm.02"]
+        for handle in handles:
+            handle.remove()
+        for weight in names["llm.00"].parameters():
+            weight.mul_(1.5)
+        case.clear_cache()
+        patch = ActivationPatch("llm.01", states["llm.01"])
+        torch.testing.assert_close(case.values_from("llm.01", states["llm.01"]), case.values(3, [patch]))
