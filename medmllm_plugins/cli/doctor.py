@@ -67,6 +67,16 @@ def doctor(
     return status
 
 
+def _host() -> Iterator[Finding]:
+    """Compare lmms-eval with what this package needs of it beyond its documented interface."""
+    try:
+        from medmllm_plugins.host.host_contract import host_differences
+    except ImportError:  # lmms-eval is missing, as the findings about packages say
+        return
+    for difference in host_differences():
+        yield Finding("lmms-eval", "broken", difference, "pip install 'lmms-eval>=0.7.3,<0.8'")
+
+
 def _plain_lines(finding: Finding, width: int) -> Iterator[str]:
     yield f"{finding.state:<8} {finding.what:<{width}}  {finding.detail}"
     if finding.fix:
@@ -75,7 +85,7 @@ def _plain_lines(finding: Finding, width: int) -> Iterator[str]:
 
 def examine() -> list[Finding]:
     """Examine packages, devices, the demo checkpoint, data sets and plugins, in that order."""
-    return [*_packages(), _device(), _demo(), *_datasets(), *_plugins()]
+    return [*_packages(), *_host(), _device(), _demo(), *_datasets(), *_plugins()]
 
 
 def merge_missing_sets(findings: Sequence[Finding]) -> list[Finding]:
