@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -37,6 +38,7 @@ class Comparison:
         before: accuracy without it.
         after: accuracy with it.
         gain: the paired difference.
+        over_guess: accuracy with it minus that of always giving the most common correct answer.
         fixed: questions that are answered correctly with it alone.
         broken: questions that are answered correctly without it alone.
     """
@@ -44,6 +46,7 @@ class Comparison:
     before: Estimate
     after: Estimate
     gain: Estimate
+    over_guess: Estimate
     fixed: int
     broken: int
 
@@ -57,8 +60,14 @@ def compare_answers(before: Sequence[Outcome], after: Sequence[Outcome], *, seed
         seed: of the bootstrap resamples.
     """
     by_id = {outcome.id: outcome for outcome in after}
-    pairs = [(outcome, by_id[outcome.id]) for outcome in before]
-    rows: Floats = np.array([[float(o.predicted == o.label) for o in side] for side in zip(*pairs, strict=True)])
+    ((guess, _),) = Counter(outcome.label for outcome in before).most_common(1)
+    rows: Floats = np.array(
+        [
+            [float(o.predicted == o.label) for o in before],
+            [float(by_id[o.id].predicted == o.label) for o in before],
+            [float(o.label == guess) for o in before],
+        ]
+    )
     group: Ints = np.unique([outcome.group for outcome in before], return_inverse=True)[1].astype(np.intp)
     values, resampled = bootstrap(
         lambda weights: {"": (rows @ weights / weights.sum(0)).T}, group, resamples=RESAMPLES, seed=seed
@@ -67,11 +76,13 @@ def compare_answers(before: Sequence[Outcome], after: Sequence[Outcome], *, seed
         estimate(float(value), drawn, groups=effective_groups(group), bounds=SHARE, inflation=float(inflation))
         for value, drawn, inflation in zip(values[""], resampled[""].T, size_inflation(rows, group), strict=True)
     ]
-    change = rows[1] - rows[0]
+    change, beyond = rows[1] - rows[0], rows[1] - rows[2]
+    drawn = resampled[""]
     return Comparison(
         before=shares[0],
         after=shares[1],
-        gain=paired_difference(change, resampled[""][:, 1] - resampled[""][:, 0], group),
+        gain=paired_difference(change, drawn[:, 1] - drawn[:, 0], group),
+        over_guess=paired_difference(beyond, drawn[:, 1] - drawn[:, 2], group),
         fixed=int((change > 0).sum()),
         broken=int((change < 0).sum()),
     )
@@ -90,7 +101,8 @@ def judge(study: RepairStudy) -> RepairStudy:
     """Say which repairs help, which are cheapest and best, and which no other one dominates.
 
     A repair helps if its gain is at least one point, the intervals of the gain on the validation fold and on the test
-    fold lie above zero, and so does that of the difference to the same repair fitted on shuffled labels. What is best
+    fold lie above zero, and so do those of its advantage over the same repair fitted on shuffled labels and over
+    always giving the most common answer: a model whose answers cannot be read gains by guessing. What is best
     and what is dominated is decided on the validation fold, so that the test fold measures what was chosen without it.
     """
     repairs = [
@@ -104,12 +116,12 @@ def judge(study: RepairStudy) -> RepairStudy:
 
 
 def _helps(repair: RepairResult) -> bool:
-    over = repair.over_shuffled
+    advantages = [figure for figure in (repair.over_shuffled, repair.over_guess) if known(figure)]
     return (
         repair.gain.value >= SMALLEST
         and repair.gain.low > 0
         and repair.validation_gain.low > 0
-        and (not known(over) or over.low > 0)
+        and all(advantage.low > 0 for advantage in advantages)
     )
 
 

@@ -41,6 +41,7 @@ def gain_rows(study: RepairStudy) -> Iterator[tuple[Any, ...]]:
         yield row(*own, "validation_gain", study.task, repair.validation_gain)
         yield row(*own, "shuffled_gain", study.task, repair.shuffled_gain)
         yield row(*own, "over_shuffled", study.task, repair.over_shuffled)
+        yield row(*own, "over_guess", study.task, repair.over_guess)
         yield row(*own, "ece", study.task, repair.ece)
         for transfer in repair.transfers:
             yield row(*own, "gain", transfer.task, transfer.gain)

@@ -62,6 +62,8 @@ class RepairResult(Record):
         shuffled_gain: the same after fitting on labels that were shuffled among groups; unknown for repairs that are
             not fitted on the labels of documents. A model that is worse than guessing gains by guessing.
         over_shuffled: accuracy with the repair minus that with the one that was fitted on shuffled labels.
+        over_guess: accuracy with the repair minus that of always giving the most common answer, on the test fold;
+            unknown in files of before this figure.
         fixed: test documents that are answered correctly with the repair alone.
         broken: test documents that are answered correctly without it alone.
         parsed: share of the answers with it out of which a class could be read.
@@ -87,6 +89,7 @@ class RepairResult(Record):
     gain: Estimate
     shuffled_gain: Estimate = UNKNOWN
     over_shuffled: Estimate = UNKNOWN
+    over_guess: Estimate = UNKNOWN
     fixed: int
     broken: int
     parsed: float

@@ -210,6 +210,7 @@ class RepairRunner:
             validation_gain=validation.gain,
             accuracy=own.after,
             gain=own.gain,
+            over_guess=own.over_guess,
             fixed=own.fixed,
             broken=own.broken,
             parsed=_parsed(after),

@@ -73,6 +73,17 @@ def test_answers_are_compared_in_pairs_whatever_their_order() -> None:
     assert compared.gain.value == pytest.approx(15 / 80) and 0 < compared.gain.low < 15 / 80 < compared.gain.high
 
 
+def test_accuracy_is_compared_with_the_most_common_answer() -> None:
+    labels = ["a"] * 60 + ["b"] * 40
+    rows = [replace(outcome, label=label) for outcome, label in zip(outcomes([False] * 100), labels, strict=True)]
+    unread = [replace(outcome, predicted=None, status="refusal") for outcome in rows]
+    constant = [replace(outcome, predicted="a") for outcome in rows]
+    right = [replace(outcome, predicted=outcome.label) for outcome in rows]
+    guessed, repaired = compare_answers(unread, constant), compare_answers(unread, right)
+    assert guessed.gain.low > 0 and guessed.over_guess.value == 0 and guessed.over_guess.low < 0
+    assert repaired.over_guess.value == pytest.approx(0.4) and repaired.over_guess.low > 0
+
+
 def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy() -> None:
     confident = outcomes([True] * 6 + [False] * 4, (math.log(0.9), math.log(0.1)))
     labelled = [replace(outcome, label="a" if outcome.predicted == "a" else "b") for outcome in confident]
@@ -98,6 +109,7 @@ def test_cheapest_and_best_are_named() -> None:
         result("lora", 1.5),  # the interval of the test fold reaches zero
         result("lora", 8.0, validation=1.0),  # that of the validation fold does
         replace(result("lora", 8.0), over_shuffled=gain(1.0)),  # shuffled labels gain nearly as much
+        replace(result("class_bias", 53.0), over_guess=gain(3.0, 10.0)),  # no better than one constant answer
         replace(result("lora", 0.5), gain=Estimate(0.005, 0.001, 0.009)),  # too small
         result("lora", -8.0),
     ],
@@ -147,6 +159,7 @@ def test_a_study_survives_its_file_and_has_a_row_for_each_figure() -> None:
             "validation_gain",
             "shuffled_gain",
             "over_shuffled",
+            "over_guess",
             "ece",
             "gain",
             "gain_from_32",

@@ -229,6 +229,7 @@ def test_the_command_writes_a_run_and_prints_the_result(tmp_path: Path, capsys: 
         "validation_gain",
         "shuffled_gain",
         "over_shuffled",
+        "over_guess",
     }
     assert run.notes == [] or run.notes == ()
     assert len(run.outcomes) == 8 and run.outcomes["answer"].str.len().min() > 0
