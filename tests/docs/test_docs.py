@@ -20,10 +20,12 @@ from medmllm_plugins.prompts.task_names import split_name, task_settings
 from medmllm_plugins.prompts.task_settings import ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-EXAMPLES = {"of_mine", "example_vl", "small_mllm", "med_cls_example", "chest"}
-"""Models and tasks that a page makes before it uses them: the example plugins', and own-data.md's."""
-HOST_MODELS = {"dummy", "openai"}
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+WRITTEN = tuple(page for page in PAGES if page.name != "commands.md")
+"""Pages that are not made from the help of the commands, which tests/docs/test_site.py compares."""
+EXAMPLES = {"of_mine", "example_vl", "small_mllm", "med_cls_example", "chest", "shapes", "balls"}
+"""Models and tasks that a page makes before it uses them: the example plugins', own-data.md's and the tutorials'."""
+HOST_MODELS = {"dummy", "openai", "vllm"}
 SOURCE = re.compile(r"\bMEDMLLM_[A-Z_]+\b")
 
 
@@ -43,19 +45,20 @@ def blocks(page: Path) -> Iterator[tuple[int, str, str]]:
 
 def commands() -> Iterator[tuple[str, str]]:
     """Every command that a page shows in a code block, with where it stands."""
-    for page in PAGES:
+    for page in WRITTEN:
         for number, language, text in blocks(page):
             if language in ("", "console", "sh", "bash"):
                 for line in text.split("\n"):
                     for part in line.split("&&"):
-                        command = part.split(" #")[0].strip()
+                        command = part.split(" #")[0].strip().removeprefix("$ ")
+                        command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", command)
                         if re.match(r"(medmllm|lmms-eval|python -m benchmarks|torchrun)\b", command):
-                            yield f"{page.name}:{number}", command
+                            yield f"{page.relative_to(ROOT)}:{number}", command
 
 
 def mentions() -> Iterator[tuple[str, str]]:
     """Every command in the middle of a sentence."""
-    for page in PAGES:
+    for page in WRITTEN:
         for command in re.findall(r"`((?:medmllm|lmms-eval) [^`\n]+)`", page.read_text(encoding="utf-8")):
             yield page.name, command
 
