@@ -19,8 +19,9 @@ from medmllm_plugins.utils.atomic_files import write_whole
 
 _HEAD: Final = """# Commands
 
-All commands end with status 0 if they succeed, 1 if they fail, and 2 if the command line is wrong. `medmllm lmms-eval …`
-takes the arguments of lmms-eval and knows all tasks of this package. This page is made from the help of the commands.
+All commands end with status 0 if they succeed, 1 if they fail, and 2 if the command line is wrong.
+`medmllm lmms-eval …` takes the arguments of lmms-eval and knows all tasks of this package. This page is made from the
+help of the commands.
 
 """
 

@@ -45,9 +45,8 @@ def test_a_tutorial_runs_from_the_first_command_to_the_last(name: str, tmp_path:
     assert len(commands) >= 3
     for command in commands:
         # A plugin that is installed into the environment would be seen by all other tests.
-        line = command.replace(
-            "pip install", f"pip install --no-deps --no-build-isolation --target {tmp_path / 'installed'}"
-        )
+        options = f"--no-deps --no-build-isolation --target {tmp_path / 'installed'}"
+        line = command.replace("pip install", f"pip install {options}")
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
         if command == "medmllm plugins":
