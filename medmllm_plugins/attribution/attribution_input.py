@@ -119,11 +119,22 @@ class AttributionInput:
 
     # -- through the model -------------------------------------------------------------------------------------
 
-    def scores(self, rows: int, patches: Sequence[ActivationPatch] = (), pixels: Tensor | None = None) -> Tensor:
-        """Return log-probabilities of the answers, (rows, K), in nats; ``pixels``, (rows, …), replace its own."""
+    def scores(
+        self,
+        rows: int,
+        patches: Sequence[ActivationPatch] = (),
+        pixels: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return log-probabilities of the answers, (rows, K), in nats.
+
+        ``pixels``, (rows, …), and ``ids``, the tokens of the prompt, (rows, L), replace its own.
+        """
         inputs = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in self.inputs.items()}
         if pixels is not None:
             inputs["pixel_values"] = pixels.flatten(0, 1).to(self.pixels.dtype)
+        if ids is not None:
+            inputs["input_ids"] = ids
         with ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(changed(self.layer(patch.layer), _replacing(patch, rows)))

@@ -36,7 +36,7 @@ def cells(loaded: LoadedModel, inputs: Mapping[str, Tensor], shown: VisualInput,
     if len(inputs["input_ids"]) != 1:
         raise ModelError(f"Expected the input of one document, got that of {len(inputs['input_ids'])}.")
     family, model = loaded.family, loaded.model
-    boxes = family.patch_boxes(model, shown)
+    boxes = family.patch_boxes(model, inputs, shown)
     patches = _measured_cells(loaded, shown, inputs["pixel_values"]) if boxes is None else make_cells(*boxes)
     if stage == "pixels":
         return patches

@@ -17,7 +17,8 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
 
     Where the sides of tiles are no whole number of patches the tower leaves the remainder out, and so does this.
 
-    Pixel values are flat, (P, 3 * T * p * p), or tiles, (..., 3, H, W).
+    Pixel values are flat, (P, 3 * T * p * p), channel first; flat by picture and padded, (pictures, P, p * p * 3),
+    channel last; or tiles, (..., 3, H, W).
 
     Returns:
         (n, c, p, p): flat ones in their order, others tile after tile, each row by row. c is 3, or 3 * T where the
@@ -29,6 +30,9 @@ def to_patches(loaded: LoadedModel, pixel_values: Tensor) -> Tensor:
     side = loaded.family.patch_side(loaded.model)
     if pixel_values.dim() == 2:
         return pixel_values.reshape(len(pixel_values), _flat_channels(side, pixel_values), side, side)
+    if pixel_values.dim() == 3:
+        channels = _flat_channels(side, pixel_values)
+        return pixel_values.reshape(-1, side, side, channels).movedim(-1, 1)
     down, across = _counts(side, pixel_values)
     whole = pixel_values[..., : down * side, : across * side]
     cut = whole.reshape(-1, CHANNELS, down, side, across, side)
@@ -47,6 +51,8 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
     side = loaded.family.patch_side(loaded.model)
     if like.dim() == 2:
         wanted: tuple[int, ...] = (len(like), _flat_channels(side, like), side, side)
+    elif like.dim() == 3:
+        wanted = (math.prod(like.shape[:2]), _flat_channels(side, like), side, side)
     else:
         down, across = _counts(side, like)
         wanted = (math.prod(like.shape[:-3]) * down * across, CHANNELS, side, side)
@@ -54,6 +60,8 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
         raise ModelError(f"Expected patches {wanted} for pixel values {tuple(like.shape)}, got {patches.shape}.")
     if like.dim() == 2:
         return patches.reshape(like.shape)
+    if like.dim() == 3:
+        return patches.movedim(1, -1).reshape(like.shape)
     tiles = patches.reshape(-1, down, across, CHANNELS, side, side)
     height, width = down * side, across * side
     cut = tiles.permute(0, 3, 1, 4, 2, 5).reshape(*like.shape[:-2], height, width)
@@ -65,11 +73,11 @@ def from_patches(loaded: LoadedModel, patches: Tensor, like: Tensor) -> Tensor:
 
 
 def _flat_channels(side: int, flat: Tensor) -> int:
-    channels, rest = divmod(flat.shape[1], side**2)
+    channels, rest = divmod(flat.shape[-1], side**2)
     if rest or channels % CHANNELS or not channels:
         raise ModelError(
             f"Expected rows of 3 x frames x {side} x {side} pixel values, since patches have {side} pixels a side, "
-            f"got rows of {flat.shape[1]}."
+            f"got rows of {flat.shape[-1]}."
         )
     return channels
 

@@ -137,4 +137,6 @@ class ActivationHooks:
         # The last layer is normed already. One product for all layers: each is too small to be worth a call.
         states = torch.stack([self.activations[name, LAST].to(weight.device, weight.dtype) for name in names[:-1]])
         normed = [*norm.forward(states).unbind(), self.activations[names[-1], LAST].to(weight.device)]
-        return names, torch.stack([state.float() for state in normed]) @ weight.float().T
+        logits = torch.stack([state.float() for state in normed]) @ weight.float().T
+        bend = getattr(self._loaded.model.config.get_text_config(), "final_logit_softcapping", None)
+        return names, logits if bend is None else torch.tanh(logits / bend) * bend

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.families.family import Family, ImageStage
+from medmllm_plugins.models.families.family import Family, ImageStage, select_rows
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MAX, MEAN
 
 
@@ -24,12 +24,15 @@ class BatchLayout:
 
     Attributes:
         rows: by stage, the number of entries of the first output axis of each of B documents.
+        masks: by stage, which rows hold a part of an image, see
+            :meth:`medmllm_plugins.models.families.family.Family.row_mask`; ``None`` where all do.
         class_tokens: number of tokens before the patches of each tile.
         positions: indices of the image tokens in the prompts laid end to end, (T,), int64; by device.
     """
 
     family: Family
     rows: Mapping[ImageStage, list[int]]
+    masks: Mapping[ImageStage, Tensor | None]
     class_tokens: int
     tokens: list[int]
     positions: dict[torch.device, Tensor]
@@ -44,6 +47,10 @@ class BatchLayout:
             {
                 "vision": loaded.rows_per_document("vision", inputs),
                 "connector": loaded.rows_per_document("connector", inputs),
+            },
+            {
+                "vision": loaded.family.row_mask(loaded.model, "vision", inputs),
+                "connector": loaded.family.row_mask(loaded.model, "connector", inputs),
             },
             loaded.family.class_tokens(loaded.model),
             mask.sum(1).tolist(),
@@ -60,8 +67,8 @@ class BatchLayout:
 def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings: Sequence[str]) -> dict[str, Tensor]:
     """Pool what a layer of the tower, or the connector, returned.
 
-    The output is (P, d) flat; (tiles, …, d); or (tiles, d) where a norm is given the class token alone. Poolings that
-    do not apply are left out.
+    The output is (P, d) flat; (tiles, …, d); or (tiles, d) where a norm is given the class token alone. Rows that hold
+    padding are left out, and so are poolings that do not apply.
 
     Returns:
         (B, d) float32 by pooling.
@@ -69,7 +76,7 @@ def pool_images(stage: ImageStage, output: Tensor, layout: BatchLayout, poolings
     Raises:
         ModelError: the output has another length than the batch's input implies.
     """
-    rows = layout.rows[stage]
+    rows, output = layout.rows[stage], select_rows(output, layout.masks[stage])
     if sum(rows) != output.shape[0]:
         raise ModelError(
             f"{layout.family.title}: expected {sum(rows)} rows from the {stage} stage, by the batch's input, got "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicLayer
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.models.base import LoadedModel
+from medmllm_plugins.models.cache_layers import is_sliding
+from medmllm_plugins.models.families.family import ImageStage, replace_rows, select_rows
 from medmllm_plugins.models.stages import replaced_forward
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
@@ -27,6 +29,7 @@ Hide: TypeAlias = Callable[[int, int], Tensor | None]
 each document, (B or 1, new, keys) bool; ``None`` to hide nothing."""
 Change: TypeAlias = Callable[[str, Tensor], None]
 """Changes a named matrix in place."""
+_STAGES: Final[tuple[ImageStage, ...]] = ("vision", "connector")
 LogitEdits: TypeAlias = Mapping[tuple[int, ...], tuple[list[int], list[int], float]]
 """Maps the tokens of an answer so far to (target token ids, source token ids, added log-odds in nats)."""
 
@@ -141,15 +144,8 @@ class BatchTracker:
         self.image = self._new_ids.bool()
         self.new = self.prompt = 0
         self.digests: list[int] = []
-        self._rows: dict[str, list[int]] = {"vision": [], "connector": []}
-
-    def patches(self) -> list[int]:
-        """Return the number of rows of the tower's output for each document; empty if the call has no images."""
-        return self._rows["vision"]
-
-    def tokens(self) -> list[int]:
-        """Return the number of rows of the connector's output for each document; empty if the call has no images."""
-        return self._rows["connector"]
+        self._rows: dict[ImageStage, list[int]] = {}
+        self._row_masks: dict[ImageStage, Tensor | None] = {}
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the tokens and images of a call, as a forward pre-hook of the whole model."""
@@ -174,13 +170,14 @@ class BatchTracker:
     def _read_images(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         pixels = kwargs.get("pixel_values")
         if pixels is None:
-            self.digests, self._rows = [0] * len(ids), {"vision": [], "connector": []}
+            self.digests, self._rows, self._row_masks = [0] * len(ids), {}, {}
             return
-        inputs = {**kwargs, "input_ids": ids}
-        self._rows = {"vision": self._loaded.rows_per_document("vision", inputs)}
-        self._rows["connector"] = self._loaded.rows_per_document("connector", inputs)
+        inputs, family, model = {**kwargs, "input_ids": ids}, self._loaded.family, self._loaded.model
+        for stage in _STAGES:
+            self._rows[stage] = self._loaded.rows_per_document(stage, inputs)
+            self._row_masks[stage] = family.row_mask(model, stage, inputs)
         # Pixels are bit-identical in every batch; later values are not.
-        parts = self._loaded.family.pixels_by_document(self._loaded.model, inputs)
+        parts = family.pixels_by_document(model, inputs)
         self.digests = [_number(part.detach().float().cpu().contiguous().numpy().tobytes()) for part in parts]
 
     def end(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -195,7 +192,7 @@ class BatchTracker:
             tokens = _TokenLayer()  # type: ignore[no-untyped-call]
             tokens.prompt = self.prompt
             # Masks are made for the first layer of each kind, so this one must not be the first of its kind.
-            tokens.is_sliding = cache.layers[0].is_sliding
+            tokens.is_sliding = is_sliding(cache.layers[0])
             if tokens.is_sliding:
                 tokens.sliding_window = cache.layers[0].sliding_window  # type: ignore[attr-defined]
             cache.layers.append(tokens)
@@ -209,12 +206,12 @@ class BatchTracker:
             float(torch.rand(1, generator=seeded_generator(seed, "lost", digest))) < share for digest in self.digests
         ]
 
-    def lost(self, rows: Callable[[], list[int]], seed: int, share: float) -> Edit:
+    def lost(self, stage: ImageStage, seed: int, share: float) -> Edit:
         """Replace the rows of a fraction of the documents by zeros."""
 
         def edit(output: Tensor) -> Tensor:
-            parts = zip(self._chosen(seed, share), self._parts(output, rows()), strict=True)
-            return torch.cat([torch.zeros_like(part) if lost else part for lost, part in parts])
+            chosen = self._chosen(seed, share)
+            return self._edited(output, stage, lambda index, part: torch.zeros_like(part) if chosen[index] else part)
 
         return edit
 
@@ -227,34 +224,37 @@ class BatchTracker:
                     f"Expected directions as wide as the connector's output, {output.shape[-1]}, got "
                     f"{basis.shape[1]}. Take them from this model's features."
                 )
-            parts, removed = [], basis.to(output.device, torch.float32)
-            for chosen, part in zip(self._chosen(seed, share), self._parts(output, self.tokens()), strict=True):
+            chosen, removed = self._chosen(seed, share), basis.to(output.device, torch.float32)
+
+            def remove(index: int, part: Tensor) -> Tensor:
                 rows = part.float()
-                parts.append((rows - rows @ removed.T @ removed).to(part.dtype) if chosen else part)
-            return torch.cat(parts)
+                return (rows - rows @ removed.T @ removed).to(part.dtype) if chosen[index] else part
+
+            return self._edited(output, "connector", remove)
 
         return edit
 
-    def blurred(self, rows: Callable[[], list[int]], seed: int, number: int, grade: float) -> Edit:
+    def blurred(self, stage: ImageStage, seed: int, number: int, grade: float) -> Edit:
         """Add a random vector for each document to all its rows."""
 
-        def edit(output: Tensor) -> Tensor:
-            parts = []
-            for digest, part in zip(self.digests, self._parts(output, rows()), strict=True):
-                spread = part.float().reshape(-1, part.shape[-1]).std(0, correction=0)
-                noise = torch.randn(len(spread), generator=seeded_generator(seed, "blur", number, digest))
-                parts.append(part + (noise.to(part.device) * spread * grade).to(part.dtype))
-            return torch.cat(parts)
+        def blur(index: int, part: Tensor) -> Tensor:
+            spread = part.float().reshape(-1, part.shape[-1]).std(0, correction=0)
+            noise = torch.randn(len(spread), generator=seeded_generator(seed, "blur", number, self.digests[index]))
+            return part + (noise.to(part.device) * spread * grade).to(part.dtype)
 
-        return edit
+        return lambda output: self._edited(output, stage, blur)
 
-    def _parts(self, output: Tensor, rows: list[int]) -> tuple[Tensor, ...]:
-        if sum(rows) != len(output):
+    def _edited(self, output: Tensor, stage: ImageStage, edit: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Edit the rows of each document apart; ``edit`` takes its number. Padding stays as it is."""
+        rows, mask = self._rows.get(stage, []), self._row_masks.get(stage)
+        own = select_rows(output, mask)
+        if sum(rows) != len(own):
             raise ModelError(
-                f"Expected {sum(rows)} rows from the stage, by the batch's input, got {len(output)}. This version of "
+                f"Expected {sum(rows)} rows from the stage, by the batch's input, got {len(own)}. This version of "
                 "transformers has another layout."
             )
-        return torch.split(output, rows)
+        parts = [edit(index, part) for index, part in enumerate(torch.split(own, rows))]
+        return replace_rows(output, mask, torch.cat(parts))
 
     def text_blurred(self, seed: int, number: int, grade: float) -> Edit:
         """Add a random vector for each document to the part of its prompt after the last image token."""
@@ -273,7 +273,7 @@ class BatchTracker:
 
         return edit
 
-    def by_document(self, rows: Callable[[], list[int]], edit: Edit, *, flat: bool, skipped: int = 0) -> Edit:
+    def by_document(self, stage: ImageStage, edit: Edit, *, flat: bool, skipped: int = 0) -> Edit:
         """Edit the rows of each document apart, as (…, rows, d).
 
         ``flat`` tells that a stage returns the rows of all documents in one list, and not by tile; the first
@@ -286,7 +286,7 @@ class BatchTracker:
             return edited.reshape(output.shape)
 
         def edit_list(output: Tensor) -> Tensor:
-            return torch.cat([edit(part) for part in self._parts(output, rows())])
+            return self._edited(output, stage, lambda _, part: edit(part))
 
         return edit_list if flat else edit_tiles
 
@@ -351,7 +351,8 @@ class BatchTracker:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
             cache = _cache(kwargs)
             # A layer with a window keeps the last keys only.
-            length, offset = (self.new, 0) if cache is None else cache.get_mask_sizes(self.new, number)
+            index = self._loaded.family.cache_layer(self._loaded.model, number)
+            length, offset = (self.new, 0) if cache is None else cache.get_mask_sizes(self.new, index)
             hid = hide(offset, length)
             if hid is None:
                 return None

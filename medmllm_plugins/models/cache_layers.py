@@ -23,6 +23,11 @@ def is_recurrent(layer: Any) -> bool:
     return hasattr(layer, "recurrent_states")
 
 
+def is_sliding(layer: Any) -> bool:
+    """Return whether a layer keeps the last keys and values only."""
+    return bool(getattr(layer, "is_sliding", False))  # that of a block which reads another one's has no such attribute
+
+
 def has_keys(layer: Any) -> bool:
     """Return whether a layer keeps keys and values."""
     return isinstance(getattr(layer, "keys", None), Tensor)

@@ -49,10 +49,14 @@ class ChatModel(LoadedModel):
         # The next batch is prepared in a thread; a tokenizer that pads must not be reconfigured while it is in use.
         self._tokenizing = threading.Lock()
         self._files = native.files
-        # The placeholder of an image in a prompt: Gemma 3's processor expands another token than the model replaces.
-        self._slot = str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
         self._special = tuple(token for token in self.tokenizer.all_special_tokens if token.strip())
-        if self._slot not in self.render(""):
+        # The placeholder of an image in a prompt: the token that the model replaces, or, as for Gemma 3's processor,
+        # one that precedes it.
+        self._slot = str(self.processor.image_token)
+        prompt, first = self.render(""), getattr(self.processor, "boi_token", None)
+        if self._slot not in prompt and first is not None:
+            self._slot = str(first)
+        if self._slot not in prompt:
             raise ModelError(
                 f"{native.folder}: expected a chat template that puts {self._slot} in the place of an image, got "
                 "one that does not; give the checkpoint the template of an image model (chat_template.jinja)."

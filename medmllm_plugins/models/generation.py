@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from medmllm_plugins.models.cache_layers import chosen_rows, is_recurrent, own_copies
+from medmllm_plugins.models.cache_layers import chosen_rows, is_recurrent, is_sliding, own_copies
 from medmllm_plugins.models.families.family import Family
 
 
@@ -150,7 +150,7 @@ def _takes_masks(model: Any, start: Prefill, longest: int) -> bool:
     layers: Any = start.cache.layers
     if any(map(is_recurrent, layers)):  # a branch of labels would change the state that the next one begins with
         return False
-    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    windows = [layer.sliding_window for layer in layers if is_sliding(layer)]
     return all(start.attention_mask.shape[1] + longest <= window for window in windows)
 
 

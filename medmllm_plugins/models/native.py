@@ -122,8 +122,6 @@ def _processor(folder: Path) -> Any:
 
 def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
     settings: dict[str, Any] = {"dtype": options.torch_dtype}
-    if options.attn_implementation is not None:
-        settings["attn_implementation"] = options.attn_implementation
     if (bits := quantisation(options)) is not None:
         settings["quantization_config"] = bits
     if options.device_map is not None:
@@ -133,6 +131,8 @@ def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
     trusted = options.trust_remote_code == options.pretrained
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trusted)
+        if options.attn_implementation is not None:
+            settings["attn_implementation"] = attention_kernels(config, options.attn_implementation)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder),
             config=config,
@@ -164,6 +164,16 @@ def _model(folder: Path, options: LoadOptions) -> PreTrainedModel:
     model.requires_grad_(False)
     evaluated: PreTrainedModel = model.eval()
     return evaluated
+
+
+def attention_kernels(config: Any, name: str) -> str | dict[str, str]:
+    """Return the attention kernel of each part of a model; that of an audio tower, which is never run, stays as it is.
+
+    An audio tower (Gemma 4) has one kernel, and refuses others for the whole model.
+    """
+    if getattr(config, "audio_config", None) is None:
+        return name
+    return {part: name for part in ("", *config.sub_configs) if part != "audio_config"}
 
 
 def eos_tokens(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -103,12 +103,16 @@ def tower_ends(loaded: LoadedModel) -> list[Layer]:
 
 
 def connectors_of(loaded: LoadedModel) -> list[Layer]:
-    """Return the connector and modules of its class: Qwen3-VL's tower has further ones for deeper layers of the LLM."""
+    """Return the connector and modules of its class within the tower, as Qwen3-VL has for deeper layers of the LLM.
+
+    A module of its class elsewhere may be the connector of an audio tower (Gemma 4).
+    """
     (first,) = (layer for layer in layers_of(loaded) if layer.name == "connector")
     kind = type(first.module)
     if kind.__module__.startswith("torch."):  # many modules are an nn.Linear
         return [first]
-    others = [module for module in loaded.model.modules() if type(module) is kind and module != first.module]
+    tower = stage_module(loaded.model, loaded.family.tower)
+    others = [module for module in tower.modules() if type(module) is kind and module is not first.module]
     return [first, *(Layer("connector", "connector", module, loaded.family) for module in others)]
 
 

@@ -103,8 +103,7 @@ class InterchangeLoop:
     def _grid(self, item: PreparedRequest) -> object:
         """Return what two documents need in common for the tokens of their prompts to stand for the same places."""
         inputs = self._loaded.prepare([item.question], [item.visual])
-        grid = inputs.get("image_grid_thw")
-        return tuple(inputs["input_ids"].shape), None if grid is None else tuple(grid.flatten().tolist())
+        return tuple(inputs["input_ids"].shape), self._loaded.family.grid_key(inputs)
 
     def _exchange_task(
         self,

@@ -35,7 +35,7 @@ def _tower_rows(make: _MakeEdit) -> Planter:
         family, batch = sites.loaded.family, sites.batch
         edit = make(fault.seed, fault.grade)
         skipped = family.class_tokens(sites.loaded.model)
-        return [changed(sites.tower_end, batch.by_document(batch.patches, edit, flat=family.flat, skipped=skipped))]
+        return [changed(sites.tower_end, batch.by_document("vision", edit, flat=family.flat, skipped=skipped))]
 
     return plant
 
@@ -47,7 +47,7 @@ def _connector_features(make: _MakeEdit) -> Planter:
 def _connector_rows(make: _MakeEdit) -> Planter:
     def plant(sites: FaultSites, fault: Fault) -> Contexts:
         batch, edit, flat = sites.batch, make(fault.seed, fault.grade), sites.loaded.family.flat
-        return [changed(layer, batch.by_document(batch.tokens, edit, flat=flat)) for layer in sites.connectors]
+        return [changed(layer, batch.by_document("connector", edit, flat=flat)) for layer in sites.connectors]
 
     return plant
 

@@ -115,26 +115,25 @@ def _reset_tower(sites: FaultSites, fault: Fault) -> Contexts:
 def _blur_tower(sites: FaultSites, fault: Fault) -> Contexts:
     batch = sites.batch
     return [
-        edit_output(block, batch.blurred(batch.patches, fault.seed, n, fault.grade))
-        for n, block in enumerate(sites.tower)
+        edit_output(block, batch.blurred("vision", fault.seed, n, fault.grade)) for n, block in enumerate(sites.tower)
     ]
 
 
 def _lose_in_tower(sites: FaultSites, fault: Fault) -> Contexts:
-    edit = sites.batch.lost(sites.batch.patches, fault.seed, fault.grade)
+    edit = sites.batch.lost("vision", fault.seed, fault.grade)
     return [edit_output(block, edit) for block in sites.tower]
 
 
 def _blur_connector(sites: FaultSites, fault: Fault) -> Contexts:
     batch = sites.batch
     return [
-        edit_output(layer.module, batch.blurred(batch.tokens, fault.seed, n, fault.grade))
+        edit_output(layer.module, batch.blurred("connector", fault.seed, n, fault.grade))
         for n, layer in enumerate(sites.connectors)
     ]
 
 
 def _lose_in_connector(sites: FaultSites, fault: Fault) -> Contexts:
-    edit = sites.batch.lost(sites.batch.tokens, fault.seed, fault.grade)
+    edit = sites.batch.lost("connector", fault.seed, fault.grade)
     return [edit_output(layer.module, edit) for layer in sites.connectors]
 
 

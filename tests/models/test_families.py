@@ -178,7 +178,7 @@ def test_several_images_in_one_question(load: Callable[..., ChatModel], kind: st
 @pytest.mark.parametrize("kind", TINY)
 def test_every_stage_is_there_and_takes_part(load: Callable[..., ChatModel], kind: str) -> None:
     model = load(kind)
-    family = FAMILIES[kind]
+    family = model.family
     seen: dict[str, int] = {}
     names = [family.connector, family.embed, family.llm_norm, family.head]
     names += [

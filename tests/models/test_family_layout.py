@@ -15,7 +15,7 @@ from support.tiny_families import write_family
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.pooling import BatchLayout, pool_images
 from medmllm_plugins.models.chat import ChatModel
-from medmllm_plugins.models.families.family import stage_module
+from medmllm_plugins.models.families.family import select_rows, stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 
@@ -57,7 +57,8 @@ def watched(
 
 
 def by_document(model: ChatModel, stage: Any, output: torch.Tensor, inputs: dict[str, Any]) -> list[torch.Tensor]:
-    """A stage's output of a batch, (n, d) of each document, class tokens left out."""
+    """A stage's output of a batch, (n, d) of each document, class tokens and padding left out."""
+    output = select_rows(output, model.family.row_mask(model.model, stage, inputs))
     if stage == "vision" and not model.family.flat:
         output = output[:, model.family.class_tokens(model.model) :]
     parts = torch.split(output, model.rows_per_document(stage, inputs))

@@ -85,6 +85,14 @@ class PlainTarget:
         others = [place for place in range(len(self.labels)) if place != self.wanted]
         return chance[:, self.wanted] - chance[:, others].exp().sum(1).log()
 
+    def own_rows(self, layer: str, size: int) -> Tensor:
+        """Which of the rows of a layer, (size,), belong to the image; Gemma 4 pads its patches."""
+        if layer.startswith("llm"):
+            return self.image
+        if layer.startswith("vision") and "image_position_ids" in self.inputs:
+            return (self.inputs["image_position_ids"][..., 0] >= 0).flatten()
+        return torch.ones(size, dtype=torch.bool)
+
     @contextmanager
     def tapped(self, layer: str, *, channels_first: bool = False) -> Iterator[nn.Identity]:
         """A module that is given (rows, n, d) at a layer, or of the image's rows (rows, d, n)."""
@@ -98,7 +106,7 @@ class PlainTarget:
             size = self.length if layer.startswith("llm") else grouped.shape[2]
             held, after = grouped[:, 0, :size], grouped[:, :, size:]
             if channels_first:
-                own = self.image if layer.startswith("llm") else torch.ones(size, dtype=torch.bool)
+                own = self.own_rows(layer, size)
                 new = tap(held[:, own].transpose(1, 2)).transpose(1, 2)
                 held = held.masked_scatter(own[:, None].expand_as(held), new)
             else:

@@ -217,6 +217,91 @@ def gemma3() -> tuple[Any, Any]:
     return hf.Gemma3ForConditionalGeneration(config), processor
 
 
+def gemma4(kind: str = "gemma4") -> tuple[Any, Any]:
+    """Gemma 4: dense; with experts; or with keys, values and inputs of layers as the smallest have, and an audio tower."""
+    tokens = {
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    }
+    words = tokenizer([*tokens.values(), "<|video|>"], **tokens)
+    small = kind == "gemma4_e"
+    text: dict[str, Any] = {
+        **TEXT,
+        "num_hidden_layers": 6 if small else 4,
+        "layer_types": ["sliding_attention", "full_attention"] * (3 if small else 2),
+        "sliding_window": 512,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "final_logit_softcapping": 30.0,
+        "use_bidirectional_attention": None if small else "vision",
+        "hidden_size_per_layer_input": 8 if small else 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+    }
+    if small:
+        text |= {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    else:
+        text |= {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    if kind == "gemma4_moe":
+        text |= {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "patch_size": 8,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 160,
+        "standardize": not small,
+        "use_clipped_linears": small,
+    }
+    audio = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "subsampling_conv_channels": [8, 4],
+        "output_proj_dims": 24,
+    }
+    config = hf.Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=audio if small else None,
+        tie_word_embeddings=False,
+        **_ids(
+            words,
+            image_token_id="<|image|>",
+            boi_token_id="<|image>",
+            eoi_token_id="<image|>",
+            audio_token_id="<|audio|>",
+            boa_token_id="<|audio>",
+            eoa_token_index="<audio|>",
+            video_token_id="<|video|>",
+        ),
+    )
+    image = {"patch_size": 8, "max_soft_tokens": 70, "pooling_kernel_size": 2}
+    processor = hf.Gemma4Processor(
+        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
+        image_processor=hf.Gemma4ImageProcessor(**image),
+        tokenizer=words,
+        video_processor=hf.Gemma4VideoProcessor(**image),
+        image_seq_length=70,
+        chat_template=CHATML.replace("SLOT", "<|image|>"),
+    )
+    model = hf.Gemma4ForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in sorted(model.named_buffers()):
+        if name.endswith(("layer_scalar", "std_scale")):
+            buffer.copy_(0.8 + 0.4 * torch.rand(buffer.shape, generator=generator))
+        elif name.endswith("std_bias"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+    return model, processor
+
+
 def llava() -> tuple[Any, Any]:
     words = tokenizer(["<image>"], image_token="<image>")
     vision = {**SIGLIP, "model_type": "clip_vision_model", "projection_dim": 32}
@@ -411,6 +496,9 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_5": qwen3_5,
     "glm4v": glm4v,
     "gemma3": gemma3,
+    "gemma4": gemma4,
+    "gemma4_moe": lambda: gemma4("gemma4_moe"),
+    "gemma4_e": lambda: gemma4("gemma4_e"),
     "llava": llava,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
@@ -432,7 +520,8 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
                 scale = value.shape[-1] ** -0.5 if "embed" not in name else 0.5
                 value.copy_(torch.randn(value.shape, generator=generator) * scale)
             elif name.endswith("weight"):
-                offset = 0.0 if "Gemma" in type(model).__name__ and "vision" not in name else 1.0
+                adds_one = "Gemma" in type(model).__name__ and "Gemma4" not in type(model).__name__
+                offset = 0.0 if adds_one and "vision" not in name else 1.0
                 value.copy_(offset + torch.randn(value.shape, generator=generator) * 0.1)
             else:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)

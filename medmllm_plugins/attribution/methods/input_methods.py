@@ -10,7 +10,6 @@ from torch import Tensor
 
 from medmllm_plugins.attribution.attribution_input import (
     PIXELS,
-    ActivationPatch,
     AttributionInput,
     translated_gradient_errors,
 )
@@ -133,14 +132,16 @@ def token_texts(case: AttributionInput) -> list[str]:
 
 
 def masked_prompt_scores(case: AttributionInput) -> Callable[[Tensor], Tensor]:
-    """Return a function from words to keep, (R, words), to scores, (R, K); the other words become padding."""
+    """Return a function from words to keep, (R, words), to scores, (R, K); the other words become padding.
+
+    Their tokens do, and not only their embeddings, since blocks may read tokens themselves (the small Gemma 4).
+    """
     words = word_indices(case)
-    states = case.states([EMBED])[EMBED]
+    ids = case.inputs["input_ids"][0]
 
     def forward(keep: Tensor) -> Tensor:
         is_unchanged = (words < 0) | (keep[:, words.clamp(min=0)] > 0)
-        embeddings = torch.where(is_unchanged[..., None], states, case.padding)
-        return case.scores(len(keep), [ActivationPatch(EMBED, embeddings)])
+        return case.scores(len(keep), ids=torch.where(is_unchanged, ids, case.loaded.pad_token_id))
 
     return forward
 

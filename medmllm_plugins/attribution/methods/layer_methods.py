@@ -22,6 +22,7 @@ from medmllm_plugins.attribution.attribution_input import (
     AttributionInput,
     translated_gradient_errors,
 )
+from medmllm_plugins.models.families.family import ImageStage
 
 RULE = "gausslegendre"
 """Quadrature of paths: Captum's default."""
@@ -191,9 +192,13 @@ def _path(case: AttributionInput, alphas: Sequence[float]) -> Iterator[Tensor]:
 
 
 def _image_rows(case: AttributionInput, layer: str, result: ActivationGradients) -> Tensor:
-    """Return which rows of a layer belong to the image, (n,), bool."""
+    """Return which rows of a layer belong to the image and are no padding, (n,), bool."""
     if layer.startswith("llm"):
         return ~case.text
+    stage: ImageStage = "connector" if layer == "connector" else "vision"
+    mask = case.loaded.family.row_mask(case.loaded.model, stage, case.inputs)
+    if mask is not None:
+        return mask.flatten()
     return torch.ones(result.states.shape[1], dtype=torch.bool, device=result.states.device)
 
 

@@ -11,7 +11,7 @@ from medmllm_plugins.attribution.methods.input_methods import PROMPT
 from medmllm_plugins.attribution.methods.layer_methods import Method
 from medmllm_plugins.errors import OptionError, PluginError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.models.stages import is_block, layers_of
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import check_methods
@@ -20,7 +20,7 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 LAYERS = "layers"
 _LAST_TOKEN_ONLY = 2
 """The LLM's last block and its norm, which only the head follows, token by token. The labels' tokens attend to the
-image through the inputs of the last block."""
+image through the inputs of the last block, or of the last one that makes keys of its own where later ones read them."""
 _NUMBERED = re.compile(r"(vision|llm)\.(\d+)")
 
 
@@ -82,6 +82,8 @@ def _resolve_layers(
     layers: Sequence[str], loaded: LoadedModel, unused: Collection[str], argument: str = "`layer`"
 ) -> tuple[str, ...]:
     known = [layer.name for layer in layers_of(loaded)]
+    blocks = sum(layer.part == "llm" and is_block(layer) for layer in layers_of(loaded))
+    last_token_only = _LAST_TOKEN_ONLY + blocks - loaded.family.blocks_with_keys(loaded.model, blocks)
     used = [name for name in known if name not in unused]
     if not layers:
         blocks = [name for name in used if name.startswith("vision.") and name != "vision.norm"]
@@ -100,10 +102,10 @@ def _resolve_layers(
                 f"{loaded.family.title}: expected a layer that the answer depends on, got {full}: the LLM reads an "
                 f"earlier layer of the tower. Use {last}, the last that it reads."
             )
-        if full in known[-_LAST_TOKEN_ONLY:]:
+        if full in known[-last_token_only:]:
             raise OptionError(
                 f"{loaded.family.title}: expected a layer whose image tokens the answer depends on, got {full}, of "
-                f"which it depends on the last token alone. Use {known[-_LAST_TOKEN_ONLY - 1]} or an earlier layer."
+                f"which it depends on the last token alone. Use {known[-last_token_only - 1]} or an earlier layer."
             )
         resolved.append(full)
     return tuple(dict.fromkeys(resolved))

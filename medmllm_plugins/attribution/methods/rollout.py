@@ -12,6 +12,7 @@ from torch import Tensor
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig, Scores
 from medmllm_plugins.errors import ModelError
+from medmllm_plugins.models.native import attention_kernels
 from medmllm_plugins.models.stages import EMBED, layers_of
 
 
@@ -53,7 +54,7 @@ def _attention_weights(case: AttributionInput) -> Iterator[list[Tensor]]:
 
     try:
         handles = [block.self_attn.register_forward_hook(record) for block in blocks]  # type: ignore[union-attr]
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(attention_kernels(model.config, "eager"))
         yield attentions
     except AttributeError as error:
         raise ModelError(
@@ -61,6 +62,6 @@ def _attention_weights(case: AttributionInput) -> Iterator[list[Tensor]]:
             "Use another method."
         ) from error
     finally:
-        model.set_attn_implementation(implementation)
+        model.set_attn_implementation(attention_kernels(model.config, implementation))
         for handle in handles:
             handle.remove()

@@ -55,7 +55,8 @@ class Family:
         before_connector: names of modules between the end of the tower and that module, which belong to the connector.
         llm_blocks: name of the list of the LLM's blocks.
         llm_norm: name of the norm after the last of them.
-        flat: whether the tower returns the patches of a batch in one list, (patches, d), without an axis for tiles.
+        flat: whether the tower returns the patches of a batch in one list, (patches, d), without an axis for tiles, or
+            would if :meth:`row_mask` were applied.
         first_position: position of a prompt's first token.
         needs: packages that its processor needs and this package does not install.
     """
@@ -119,6 +120,15 @@ class Family:
     def vision_blocks_beside(self, model: Any) -> tuple[int, ...]:
         """Return the numbers of the vision blocks that connectors read beside the end of the tower; none by default."""
         return ()
+
+    def row_mask(self, model: Any, stage: ImageStage, inputs: Inputs) -> Tensor | None:
+        """Return which rows of a stage's output hold a part of an image, where images are padded to one size.
+
+        Returns:
+            bool, of the shape of what :meth:`to_rows` returns without its last axis; ``None``, the default, where all
+            rows do. The rows that hold a part, in one list, are then those that :meth:`rows_per_document` counts.
+        """
+        return None
 
     def rows_per_document(self, model: Any, stage: ImageStage, inputs: Inputs) -> list[int]:
         """Return how many entries of a stage's first output axis belong to each of B documents.
@@ -225,7 +235,11 @@ class Family:
         rows[positions] = connector
         return rows
 
-    def patch_boxes(self, model: Any, shown: VisualInput) -> tuple[IntArray, FloatArray] | None:
+    def grid_key(self, inputs: Inputs) -> tuple[int, ...]:
+        """Return what documents with prompts of one length need in common for their tokens to show the same places."""
+        return ()
+
+    def patch_boxes(self, model: Any, inputs: Inputs, shown: VisualInput) -> tuple[IntArray, FloatArray] | None:
         """Return where patches lie on the pictures, where the family computes it itself.
 
         Returns:
@@ -261,6 +275,28 @@ class Family:
         """Return the layers to explain by default; ``vision`` are the tower's blocks that the answer depends on."""
         return vision[-1], "connector"
 
+    # -- what blocks of the LLM read beside the output of the block before
+
+    def key_stores(self, model: Any) -> Mapping[int, str]:
+        """Return the blocks of the LLM whose keys and values later blocks read in place of own ones; none by default.
+
+        Returns:
+            By number of the block, the name of its keys and values in the argument ``shared_kv_states`` of blocks.
+        """
+        return {}
+
+    def blocks_with_keys(self, model: Any, blocks: int) -> int:
+        """Return how many of the LLM's blocks, the first ones, make keys and values of their own; all by default."""
+        return blocks
+
+    def cache_layer(self, model: Any, block: int) -> int:
+        """Return the number of the cache's layer that a block of the LLM attends to; its own by default."""
+        return block
+
+    def reads_embeddings(self, model: Any) -> bool:
+        """Return whether all blocks of the LLM read the LLM's input, too; no by default."""
+        return False
+
     # -- weights
 
     def neutral_norm_weight(self, module: nn.Module) -> float:
@@ -293,6 +329,10 @@ class FlatFamily(Family):
         grids = inputs["image_grid_thw"]
         return torch.full_like(grids[:, 0], int(model.config.vision_config.spatial_merge_size))
 
+    def grid_key(self, inputs: Inputs) -> tuple[int, ...]:
+        """Return the grids of the images."""
+        return tuple(inputs["image_grid_thw"].flatten().tolist()) if "image_grid_thw" in inputs else ()
+
     def rows_per_document(self, model: Any, stage: ImageStage, inputs: Inputs) -> list[int]:
         """Return how many patches or tokens belong to each of B documents."""
         patches = self.patches_per_image(model, inputs)
@@ -323,6 +363,48 @@ class FlatFamily(Family):
                 for image, side in zip(images, sides, strict=True)
             ]
         )
+
+
+def select_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the rows that hold a part of an image, (n, d), see :meth:`Family.row_mask`; all as they are without one.
+
+    Raises:
+        ModelError: there are other rows than the mask is for.
+    """
+    if mask is None:
+        return rows
+    return rows[_checked_mask(rows, mask)]
+
+
+def replace_rows(rows: Tensor, mask: Tensor | None, chosen: Tensor) -> Tensor:
+    """Put what became of the rows that :func:`select_rows` returned back among the others; differentiable.
+
+    Raises:
+        ModelError: there are other rows than the mask is for.
+    """
+    if mask is None:
+        return chosen
+    return rows.masked_scatter(_checked_mask(rows, mask)[..., None], chosen.to(rows.dtype))
+
+
+def _checked_mask(rows: Tensor, mask: Tensor) -> Tensor:
+    if rows.shape[:-1] != mask.shape:
+        raise ModelError(
+            f"Expected {tuple(mask.shape)} rows from the vision stage, by the batch's input, got "
+            f"{tuple(rows.shape[:-1])}; this version of transformers lays it out differently."
+        )
+    return mask.to(rows.device)
+
+
+def merge_grid(grid: IntArray, side: int) -> IntArray:
+    """Merge a grid of patches, (rows, columns), in square blocks of ``side`` patches a side, row by row.
+
+    Returns:
+        (blocks, side²), the patches of each block; a remainder at the right and the bottom is left out.
+    """
+    down, across = grid.shape[0] // side, grid.shape[1] // side
+    cut = grid[: down * side, : across * side].reshape(down, side, across, side)
+    return cut.transpose(0, 2, 1, 3).reshape(-1, side**2)
 
 
 def stage_module(model: nn.Module, name: str) -> nn.Module:

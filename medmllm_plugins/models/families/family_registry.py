@@ -9,6 +9,7 @@ from typing import Final
 from medmllm_plugins.errors import ModelError, shown
 from medmllm_plugins.models.families.family import Family
 from medmllm_plugins.models.families.gemma3 import Gemma3
+from medmllm_plugins.models.families.gemma4 import Gemma4
 from medmllm_plugins.models.families.glm4v import Glm4V
 from medmllm_plugins.models.families.idefics3 import Idefics3
 from medmllm_plugins.models.families.internvl import InternVL
@@ -31,8 +32,8 @@ from medmllm_plugins.utils.import_by_name import import_by_name
 FAMILIES: Final[Mapping[str, Family]] = {
     family.model_type: family
     for family in (
-        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Qwen35(), Glm4V(), Gemma3(), Llava(), LlavaNext()),
-        *(LlavaOnevision(), PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM(), Mistral3()),
+        *(Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Qwen35(), Glm4V(), Gemma3(), Gemma4(), Llava()),
+        *(LlavaNext(), LlavaOnevision(), PaliGemma(), InternVL(), VideoLlama3(), Idefics3(), SmolVLM(), Mistral3()),
     )
 }
 

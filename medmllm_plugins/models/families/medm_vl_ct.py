@@ -45,7 +45,7 @@ class MedMVLCTFamily(Llava):
             "LLM, have no position in the volume. Choose a layer before the connector: pixels, or a vision block."
         )
 
-    def patch_boxes(self, model: Any, shown: VisualInput) -> tuple[IntArray, FloatArray]:
+    def patch_boxes(self, model: Any, inputs: Inputs, shown: VisualInput) -> tuple[IntArray, FloatArray]:
         """Return the slice of each patch, and its box within the part of the slice that is shown.
 
         Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medmllm_plugins.models.families.family import FlatFamily, Inputs, IntArray
+from medmllm_plugins.models.families.family import FlatFamily, Inputs, IntArray, merge_grid
 
 
 class Mistral3(FlatFamily):
@@ -61,12 +61,11 @@ class Mistral3(FlatFamily):
     def connector_patches(self, model: Any, inputs: Inputs) -> IntArray:
         """Return the patches that each row of the connector's output comes from, (rows, k)."""
         side = int(model.config.spatial_merge_size)
-        blocks = []
-        for grid in self._patches_of_images(model, inputs):
-            down, across = grid.shape[0] // side, grid.shape[1] // side
-            cut = grid[: down * side, : across * side].reshape(down, side, across, side)
-            blocks.append(cut.transpose(0, 2, 1, 3).reshape(-1, side**2))
-        return np.concatenate(blocks)
+        return np.concatenate([merge_grid(grid, side) for grid in self._patches_of_images(model, inputs)])
+
+    def grid_key(self, inputs: Inputs) -> tuple[int, ...]:
+        """Return height and width of the images."""
+        return tuple(inputs["image_sizes"].flatten().tolist()) if "image_sizes" in inputs else ()
 
     def _grids(self, model: Any, inputs: Inputs) -> Tensor:
         """Return rows and columns of patches of each image, (images, 2)."""
