@@ -299,8 +299,7 @@ def exchange_weights(first: nn.Module, second: nn.Module) -> Iterator[None]:
         ModelError: their weights have other names or shapes.
     """
     pairs = list(zip(first.named_parameters(), second.named_parameters(), strict=False))
-    shapes = [{name: tensor.shape for name, tensor in block.named_parameters()} for block in (first, second)]
-    if shapes[0] != shapes[1]:
+    if not same_layout(first, second):
         raise ModelError(
             f"Expected two blocks with weights of the same names and shapes, got {type(first).__name__} and "
             f"{type(second).__name__} with different ones. Exchange blocks of one kind."
@@ -317,13 +316,26 @@ def exchange_weights(first: nn.Module, second: nn.Module) -> Iterator[None]:
         exchange()
 
 
-def attention_parts(block: nn.Module, *names: str) -> list[nn.Module]:
-    """Return the projections of a block's attention with these names, such as ``v_proj``.
+def same_layout(first: nn.Module, second: nn.Module) -> bool:
+    """Return whether two blocks have weights of the same names and shapes."""
+    shapes = [{name: tensor.shape for name, tensor in block.named_parameters()} for block in (first, second)]
+    return shapes[0] == shapes[1]
+
+
+def attention_parts(blocks: Sequence[nn.Module], *names: str) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the projections of blocks' attention with these names, such as ``v_proj``, each behind its block.
+
+    Blocks that have none are left out: in Gemma 4 values may be the keys, or both those of an earlier block.
 
     Raises:
-        ModelError: the block has none.
+        ModelError: no block has any.
     """
-    modules = [module for name, module in block.named_modules() if name.rpartition(".")[2] in names]
-    if not modules:
-        raise ModelError(f"{type(block).__name__}: expected projections named {names}, got none.")
-    return modules
+    pairs = [
+        (block, module)
+        for block in blocks
+        for name, module in block.named_modules()
+        if name.rpartition(".")[2] in names
+    ]
+    if not pairs:
+        raise ModelError(f"{type(blocks[0]).__name__}: expected projections named {names}, got none.")
+    return pairs

@@ -6,7 +6,7 @@ recorded in one (:class:`LabelRecorder`) and handed to the other later (:class:`
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,8 @@ class HybridModel:
     def prefill(self) -> Prefill:
         """Return the state after the prompts."""
         states = self._upper.moved(self._lower.states[self._site])
-        start = self._upper.resume(self._site, states, self._upper.moved(self._lower.states[CONNECTOR]))
+        connectors = self._upper.moved(self._lower.states[CONNECTOR])
+        start = self._upper.resume(self._site, states, connectors, self._upper.beside(self._lower.states))
         return replace(start, cache=PairedCache(start.cache, self._lower.start.cache))
 
     @torch.no_grad()
@@ -45,10 +46,12 @@ class HybridModel:
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         with ExitStack() as stack:
             recorded = [stack.enter_context(recording(layer)) for layer in self._lower.layers_at(self._site)]
+            beside = stack.enter_context(self._lower.recording_beside())
             self._lower.model(**moved, **cache_option(self._lower.model, cache.other))
         states = self._upper.moved(tuple(parts[0] for parts in recorded))
         # No image comes after the prompt, so no connector is called.
-        with self._upper.holding(self._site, states, ()):
+        passing = {name: tuple(record[0] for record in records) for name, records in beside.items()}
+        with self._upper.holding(self._site, states, (), self._upper.beside(passing)):
             return self._upper.model(**inputs, **cache_option(self._upper.model, cache))
 
     __call__ = forward
@@ -75,8 +78,10 @@ class LabelRecorder:
                 site: [stack.enter_context(recording(layer)) for layer in self._own.layers_at(site)]
                 for site in self._sites
             }
+            beside = stack.enter_context(self._own.recording_beside())
             output = self._own.model(**inputs, **cache_option(self._own.model, cache))
-        self.states = {site: tuple(parts[0] for parts in by_module) for site, by_module in recorded.items()}
+        by_name = {**beside, **recorded}
+        self.states = {site: tuple(parts[0] for parts in by_module) for site, by_module in by_name.items()}
         return output
 
     __call__ = forward
@@ -85,15 +90,16 @@ class LabelRecorder:
 class LabelReplay:
     """The upper part of a model, with recorded states of prompts and of labels' tokens below it."""
 
-    def __init__(self, upper: RecordedPass, site: str, of_labels: tuple[Tensor, ...]) -> None:
-        """``of_labels`` are states of the labels' tokens at the site, as a :class:`LabelRecorder` has them."""
+    def __init__(self, upper: RecordedPass, site: str, of_labels: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """``of_labels`` are states of the labels' tokens, as a :class:`LabelRecorder` has them."""
         self._upper, self._site, self._of_labels = upper, site, of_labels
         self.config, self.dtype = upper.model.config, upper.model.dtype
 
     @torch.no_grad()
     def forward(self, *, cache: DynamicCache, **inputs: Any) -> Any:
         """Run the tokens of labels through the upper part, as the model would be called."""
-        with self._upper.holding(self._site, self._of_labels, ()):
+        states, beside = self._upper.moved(self._of_labels[self._site]), self._upper.beside(self._of_labels)
+        with self._upper.holding(self._site, states, (), beside):
             return self._upper.model(**inputs, **cache_option(self._upper.model, cache))
 
     __call__ = forward

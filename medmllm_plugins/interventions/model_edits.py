@@ -146,6 +146,7 @@ class BatchTracker:
         self.digests: list[int] = []
         self._rows: dict[ImageStage, list[int]] = {}
         self._row_masks: dict[ImageStage, Tensor | None] = {}
+        self._shared_sizes: dict[int, tuple[int, int]] = {}
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the tokens and images of a call, as a forward pre-hook of the whole model."""
@@ -163,6 +164,8 @@ class BatchTracker:
             self.ids, self.prompt = ids, ids.shape[1]
             self._read_images(ids, kwargs)
         self._new_ids, self.new = ids, ids.shape[1]
+        stores = self._loaded.family.key_stores(self._loaded.model)
+        self._shared_sizes = {} if cache is None else {index: cache.get_mask_sizes(self.new, index) for index in stores}
         self.image = self._loaded.image_positions({"input_ids": self.ids})
         mask = kwargs.get("attention_mask")
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 4 else None
@@ -352,7 +355,12 @@ class BatchTracker:
             cache = _cache(kwargs)
             # A layer with a window keeps the last keys only.
             index = self._loaded.family.cache_layer(self._loaded.model, number)
-            length, offset = (self.new, 0) if cache is None else cache.get_mask_sizes(self.new, index)
+            if cache is None:
+                length, offset = self.new, 0
+            elif index == number:
+                length, offset = cache.get_mask_sizes(self.new, number)
+            else:  # keys of an earlier block, which has extended them by now
+                length, offset = self._shared_sizes[index]
             hid = hide(offset, length)
             if hid is None:
                 return None

@@ -24,13 +24,14 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from medmllm_plugins.interventions.interchange import label_scores
-from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed
+from medmllm_plugins.interventions.twin_patching import PatchSite, mixed_states, resumed, unread_blocks
 from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.models.base import LoadedModel, VisualInput
 from medmllm_plugins.models.cache_layers import own_copies
 from medmllm_plugins.models.generation import Prefill, greedy, score_labels
 from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import is_block, layers_of
+from medmllm_plugins.prompts.patch_options import Tokens
 
 Direction: TypeAlias = Literal["probe", "opposite", "random", "permuted"]
 """Toward the target class along the probe's direction, away from it, in a random direction, and along the probe's with
@@ -100,12 +101,17 @@ class PushedAnswer:
 def steering_sites(loaded: LoadedModel, *, every: int = 0) -> tuple[PatchSite, ...]:
     """Return the sites: every ``every``-th block but the last, image tokens and last token.
 
-    With 0 about :data:`STEERED_BLOCKS` blocks are taken. Behind the last block image tokens are read by nothing.
+    With 0 about :data:`STEERED_BLOCKS` blocks are taken. Image tokens are left out where nothing reads them any more:
+    behind the last block that makes keys of its own.
     """
     blocks = [layer.name for layer in layers_of(loaded) if layer.part == "llm" and is_block(layer)]
     every = every or max(1, round(len(blocks) / STEERED_BLOCKS))
     chosen = [name for index, name in enumerate(blocks[:-1]) if (index + 1) % every == 0] or blocks[:1]
-    return tuple(PatchSite(name, tokens) for name in chosen for tokens in ("image", "last"))
+    unread = unread_blocks(loaded)
+    kinds: tuple[Tokens, ...] = ("image", "last")
+    return tuple(
+        PatchSite(name, tokens) for name in chosen for tokens in kinds if not (tokens == "image" and name in unread)
+    )
 
 
 def pushes_at(sites: Sequence[PatchSite]) -> tuple[Push, ...]:

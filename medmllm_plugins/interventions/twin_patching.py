@@ -179,7 +179,7 @@ def answers_with_states(
     count = len(own.inputs["input_ids"])
     label_ids = [loaded.label_ids(question, labels)] * count
     image = loaded.image_positions(own.inputs)
-    last_block = [layer.name for layer in layers_of(loaded) if is_block(layer)][-1]
+    unread = unread_blocks(loaded)
     answers: dict[PatchSite | None, list[PatchedAnswer]] = {}
     waiting: list[tuple[PatchSite | None, Prefill]] = []
 
@@ -198,13 +198,19 @@ def answers_with_states(
             answers[site] = _answers(loaded, hybrid, hybrid.prefill(), label_ids, max_new_tokens)
         elif holds_all_tokens(site):
             answers[site] = _answers(loaded, *replayed(site, own, donor), label_ids, 0)
-        elif not (site.tokens == "image" and site.layer == last_block):
+        elif not (site.tokens == "image" and site.layer in unread):
             waiting.append((site, _start(site, own, donor, image)))
         if len(waiting) >= _TOGETHER:
             answer_waiting()
     answer_waiting()
-    # Nothing reads the states of image tokens after the last block.
+    # Nothing reads the states of image tokens there.
     return {site: answers.get(site, answers[None]) for site in (*sites, None)}
+
+
+def unread_blocks(loaded: LoadedModel) -> list[str]:
+    """Return the blocks after which no token reads the states of others, since no later block makes keys of them."""
+    blocks = [layer.name for layer in layers_of(loaded) if layer.part == "llm" and is_block(layer)]
+    return blocks[loaded.family.blocks_with_keys(loaded.model, len(blocks)) - 1 :]
 
 
 def _start(site: PatchSite, own: RecordedPass, donor: DonorStates, image: Tensor) -> Prefill:
@@ -238,8 +244,9 @@ def replayed(site: PatchSite, own: RecordedPass, donor: DonorStates) -> tuple[La
         own: a pass of the model that is the upper part.
         donor: the states of the lower part, of the prompts and of the tokens that follow.
     """
-    start = own.resume(site.layer, own.moved(donor.states[site.layer]), own.moved(donor.states[CONNECTOR]))
-    return LabelReplay(own, site.layer, own.moved(donor.label_states.get(site.layer, ()))), start
+    states, connectors = (own.moved(donor.states[layer]) for layer in (site.layer, CONNECTOR))
+    start = own.resume(site.layer, states, connectors, own.beside(donor.states))
+    return LabelReplay(own, site.layer, donor.label_states), start
 
 
 def mixed_states(site: PatchSite, own: RecordedPass, theirs: tuple[Tensor, ...], image: Tensor) -> tuple[Tensor, ...]:

@@ -3,6 +3,10 @@
 Where a state is put in after a block of the LLM, nothing before that block is computed again: tower and connector and
 the blocks below hand on what was recorded. The model's own code runs in between, so that masks, positions and image
 features that are added to deeper layers (Qwen3-VL) are its own.
+
+Blocks may read more than the output of the block before: keys and values of an earlier block, and the LLM's input (the
+small Gemma 4). A site holds the states of tokens after one block. What passes beside it is recorded, too, and stays as
+in the clean pass, unless everything below the site is taken from another model.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.base import LoadedModel
-from medmllm_plugins.models.cache_layers import chosen_rows, has_keys, is_recurrent, own_copy
+from medmllm_plugins.models.cache_layers import chosen_rows, has_keys, is_recurrent, is_sliding, own_copy
 from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.generation import Prefill, cache_option
 from medmllm_plugins.models.stages import (
@@ -35,9 +39,13 @@ from medmllm_plugins.models.stages import (
     tower_ends,
 )
 
+States: TypeAlias = Mapping[str, tuple[Tensor, ...]]
+"""Tensors by site, one for each of its modules."""
 TOWER_END: Final = "vision"
 """Name of the site at the end of the tower, whichever layer the connector reads."""
 CONNECTOR: Final = "connector"
+KEYS: Final = " keys"
+"""Ends the name of keys and values that later blocks read beside the output of the block before."""
 _TENSORS: Final = ("logits", "attention_mask", "next_position")
 """Fields of :class:`~medmllm_plugins.models.generation.Prefill` beside the cache."""
 _CAUSAL: Final[WeakKeyDictionary[Any, bool]] = WeakKeyDictionary()
@@ -52,7 +60,8 @@ class RecordedPass:
         start: the state after the prompts, as :func:`~medmllm_plugins.models.generation.prefill` returns it. Resumed
             passes take keys and values from its cache, so answer from a copy.
         states: states by site, one tensor for each module of the site in the model's own layout with the feature axis
-            last: one for most sites; a connector may have several modules.
+            last: one for most sites; a connector may have several modules. Among them is what passes beside sites: keys
+            and values of blocks that later ones read, (B, L, heads * d) each, and the LLM's input where they read it.
     """
 
     def __init__(self, loaded: LoadedModel, inputs: Mapping[str, Tensor], sites: Collection[str]) -> None:
@@ -79,6 +88,9 @@ class RecordedPass:
         self._tower_output: Any = None
         self._in_tuples: dict[nn.Module, bool] = {}
         self._keeps_shape: dict[nn.Module, bool] = {}
+        blocks = [layer for layer in self._layers.values() if layer.part == "llm" and is_block(layer)]
+        stores = loaded.family.key_stores(loaded.model).items()
+        self._key_stores = {blocks[index].module: (blocks[index].name, kind) for index, kind in stores}
         with ExitStack() as stack:
             for module in self._blocks():
                 stack.enter_context(self._noting(module))
@@ -92,10 +104,11 @@ class RecordedPass:
                 site: [stack.enter_context(recording(layer)) for layer in self.layers_at(site)]
                 for site in dict.fromkeys([*before, *sites, CONNECTOR])
             }
+            beside = stack.enter_context(self.recording_beside())
             with torch.no_grad():
                 self.start = loaded.prefill(inputs)
         self.states: dict[str, tuple[Tensor, ...]] = {
-            site: tuple(states[0] for states in by_module) for site, by_module in recorded.items()
+            site: tuple(states[0] for states in by_module) for site, by_module in [*beside.items(), *recorded.items()]
         }
 
     @property
@@ -135,8 +148,32 @@ class RecordedPass:
         copied.start = Prefill(cache=cache, **start)
         return copied
 
+    @contextmanager
+    def recording_beside(self) -> Iterator[dict[str, list[list[Tensor]]]]:
+        """Record what passes beside sites while the context is open: by name, for each tensor one of each pass."""
+        with ExitStack() as stack:
+            records = {
+                f"{name}{KEYS}": stack.enter_context(_recording_keys(module, kind))
+                for module, (name, kind) in self._key_stores.items()
+            }
+            if self._loaded.family.reads_embeddings(self.model):
+                records[EMBED] = [stack.enter_context(recording(self._layers[EMBED]))]
+            yield records
+
+    def beside(self, states: Mapping[str, tuple[Tensor, ...]]) -> States:
+        """Choose from another model's states those that pass beside sites, moved to the device and type of this one."""
+        names = [f"{name}{KEYS}" for name, _ in self._key_stores.values()]
+        names += [EMBED] if self._loaded.family.reads_embeddings(self.model) else []
+        return {name: self.moved(states[name]) for name in names if name in states}
+
     @torch.no_grad()
-    def resume(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None) -> Prefill:
+    def resume(
+        self,
+        site: str,
+        states: tuple[Tensor, ...],
+        connectors: tuple[Tensor, ...] | None = None,
+        beside: States | None = None,
+    ) -> Prefill:
         """Return the state after the prompts where a site holds other states than it held.
 
         Args:
@@ -144,6 +181,7 @@ class RecordedPass:
             states: one tensor for each of its modules, of the shapes in :attr:`states`.
             connectors: outputs of the connectors, where a model adds some of them behind the site (Qwen3-VL); those of
                 the clean pass by default.
+            beside: what :meth:`beside` returned, where everything below the site is another model's.
 
         Raises:
             OptionError: the shapes differ.
@@ -154,17 +192,22 @@ class RecordedPass:
                 f"{site}: expected states of the shapes {own}, got {shapes}. Both models need the same prompt and as "
                 "many image tokens: give them images of one size."
             )
-        return self.resume_with_gradient(site, states, connectors)
+        return self.resume_with_gradient(site, states, connectors, beside)
 
     def resume_with_gradient(
-        self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...] | None = None
+        self,
+        site: str,
+        states: tuple[Tensor, ...],
+        connectors: tuple[Tensor, ...] | None = None,
+        beside: States | None = None,
     ) -> Prefill:
         """Return what :meth:`resume` does, differentiable in the states; shapes are not compared."""
-        with self.holding(site, states, connectors or self.states[CONNECTOR]):
+        with self.holding(site, states, connectors or self.states[CONNECTOR], beside):
             start = self._loaded.prefill(self.inputs)
-        # The keys and values of the blocks that were not computed are those of the clean pass.
-        count = len(self._skipped_llm_blocks(site))
-        start.cache.layers[:count] = [own_copy(layer) for layer in self.start.cache.layers[:count]]
+        # The keys and values of the blocks that were not computed are those of the clean pass, or were put in.
+        for index, module in enumerate(self._skipped_llm_blocks(site)):
+            if module not in self._key_stores:
+                start.cache.layers[index] = own_copy(self.start.cache.layers[index])
         return start
 
     @torch.no_grad()
@@ -173,7 +216,7 @@ class RecordedPass:
 
         No other token of a prompt sees the last one, so that it alone is computed again, from the keys and values of
         the clean pass: a hundredth of the work. Where prompts are not causal (PaliGemma), keys and values slide out of
-        a window, or blocks keep a state in their place (Qwen3.5), the whole prompt is.
+        a window, blocks keep a state in their place (Qwen3.5) or read keys of earlier blocks, the whole prompt is.
 
         Args:
             site: the input of the LLM or one of its blocks.
@@ -199,7 +242,7 @@ class RecordedPass:
     def _sees_no_later_token(self) -> bool:
         """Return whether the states of prompts do not depend on later tokens, measured once for each model."""
         layers: Any = self.start.cache.layers
-        if any(is_recurrent(layer) or layer.is_sliding for layer in layers):
+        if self._key_stores or any(is_recurrent(layer) or is_sliding(layer) for layer in layers):
             return False
         if self.model not in _CAUSAL:
             ids = self.inputs["input_ids"].clone()
@@ -222,26 +265,37 @@ class RecordedPass:
         return tuple(parts[0] for parts in recorded)
 
     @contextmanager
-    def holding(self, site: str, states: tuple[Tensor, ...], connectors: tuple[Tensor, ...]) -> Iterator[None]:
+    def holding(
+        self,
+        site: str,
+        states: tuple[Tensor, ...],
+        connectors: tuple[Tensor, ...],
+        beside: States | None = None,
+    ) -> Iterator[None]:
         """Let a site hold states while the context is open, and compute nothing before it.
 
         Connectors hand on ``connectors``, unless the site comes before them; none are needed where no image is read.
+        What passes beside the site is that of the clean pass, or ``beside`` of other tokens or another model.
 
         In a pass that extends a cache, blocks that are not computed extend it too, by keys and values that nothing
         reads, so that all blocks agree on the length of the sequence.
         """
         skipped = self._skipped_llm_blocks(site)
         with ExitStack() as stack:
+            if beside and EMBED in beside:
+                llm = stage_module(self.model, self._loaded.family.llm_blocks.rpartition(".")[0])
+                stack.enter_context(_reading(llm, beside[EMBED][0]))
+            passing = self.states if beside is None else beside
             for layer, state in zip(self.layers_at(site), states, strict=True):
                 if site == CONNECTOR:
                     stack.enter_context(replaced_forward(layer.module, _constant(layer.from_rows(state))))
                 elif layer.module in skipped:
-                    stack.enter_context(self._returning(layer.module, state, skipped.index(layer.module)))
+                    stack.enter_context(self._returning(layer.module, state, skipped.index(layer.module), passing))
                 else:
                     stack.enter_context(changed(layer, _constant(state)))
             for index, module in enumerate(skipped):
                 if module not in [layer.module for layer in self.layers_at(site)]:
-                    stack.enter_context(self._returning(module, None, index))
+                    stack.enter_context(self._returning(module, None, index, passing))
             inside = site in self._layers and self._layers[site].part == "vision"
             for layer in self._vision_blocks_before(site):
                 state = layer.from_rows(self.states[layer.name][0])
@@ -303,14 +357,29 @@ class RecordedPass:
             handle.remove()
 
     @contextmanager
-    def _returning(self, module: nn.Module, state: Tensor | None, index: int | None) -> Iterator[None]:
-        """Let a block return a state, or what it is given, and compute nothing; ``index`` is its place in the cache."""
+    def _returning(
+        self, module: nn.Module, state: Tensor | None, index: int | None, passing: States | None = None
+    ) -> Iterator[None]:
+        """Let a block return a state, or what it is given, and compute nothing.
+
+        ``index`` is its place in the cache; ``passing`` holds the keys and values that later blocks read of it.
+        """
         in_tuple = self._in_tuples[module]
+        store = self._key_stores.get(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             entering = args[0] if args else kwargs["hidden_states"]
             cache = next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
-            if index is not None and cache is not None:
+            if store is not None and index is not None and passing is not None:
+                name, kind = store
+                own: Any = self.start.cache.layers[index]
+                keys, values = (
+                    part.reshape(*part.shape[:2], own.keys.shape[1], -1).transpose(1, 2)
+                    for part in passing[f"{name}{KEYS}"]
+                )
+                handed_on = (keys, values) if cache is None else cache.update(keys, values, index)
+                kwargs["shared_kv_states"][kind] = handed_on
+            elif index is not None and cache is not None:
                 _extend(cache, index, entering.shape[1])
             output = entering if state is None else state
             return (output,) if in_tuple else output
@@ -342,6 +411,35 @@ def _extend(cache: DynamicCache, index: int, count: int) -> None:
     layer: Any = cache.layers[index]
     if has_keys(layer) and layer.get_seq_length():
         layer.update(*(part[..., -1:, :].expand(-1, -1, count, -1) for part in (layer.keys, layer.values)))
+
+
+@contextmanager
+def _recording_keys(module: nn.Module, kind: str) -> Iterator[list[list[Tensor]]]:
+    """Record keys and values that a block hands on while the context is open, those of the tokens that it is given."""
+    usual = module.forward
+    records: list[list[Tensor]] = [[], []]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = usual(*args, **kwargs)
+        count = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        for record, part in zip(records, kwargs["shared_kv_states"][kind], strict=True):
+            record.append(part[..., -count:, :].transpose(1, 2).flatten(2).detach())
+        return output
+
+    with replaced_forward(module, forward):
+        yield records
+
+
+@contextmanager
+def _reading(llm: nn.Module, embeddings: Tensor) -> Iterator[None]:
+    """Let the LLM read other embeddings than it is given."""
+    usual = llm.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return usual(*args, **{**kwargs, "inputs_embeds": embeddings})
+
+    with replaced_forward(llm, forward):
+        yield
 
 
 @contextmanager

@@ -93,37 +93,31 @@ def _change_rope(sites: FaultSites, fault: Fault) -> Contexts:
 def _drop_values(sites: FaultSites, fault: Fault) -> Contexts:
     return [
         edit_output(module, edits.drop_features(fault.seed, fault.grade))
-        for block in sites.llm_blocks
-        for module in edits.attention_parts(block, "k_proj", "v_proj")
+        for _, module in edits.attention_parts(sites.llm_blocks, "k_proj", "v_proj")
     ]
 
 
 def _permute_keys(sites: FaultSites, fault: Fault) -> Contexts:
     return [
         edit_output(module, edits.permute_features(fault.seed, fault.grade))
-        for block in sites.llm_blocks
-        for module in edits.attention_parts(block, "k_proj")
+        for _, module in edits.attention_parts(sites.llm_blocks, "k_proj")
     ]
 
 
 def _rotate_values(sites: FaultSites, fault: Fault) -> Contexts:
     contexts: Contexts = []
-    for block in sites.llm_blocks:
-        width = next(
-            int(size) for module in block.modules() if isinstance(size := getattr(module, "head_dim", None), int)
-        )
-        contexts += [
-            edit_output(module, edits.rotate_heads(fault.seed, fault.grade, width))
-            for module in edits.attention_parts(block, "v_proj")
-        ]
+    for block, module in edits.attention_parts(sites.llm_blocks, "v_proj"):
+        width = next(int(size) for part in block.modules() if isinstance(size := getattr(part, "head_dim", None), int))
+        contexts.append(edit_output(module, edits.rotate_heads(fault.seed, fault.grade, width)))
     return contexts
 
 
 def _swap_blocks(sites: FaultSites, fault: Fault) -> Contexts:
     family = sites.loaded.family
     blocks = cast(nn.ModuleList, stage_module(sites.loaded.model, family.llm_blocks))
-    second = min(int(fault.grade), len(blocks) - 1)
-    return [edits.exchange_weights(blocks[0], blocks[second])]
+    # Blocks with windows and without (Gemma 4) may have other shapes.
+    alike = [block for block in blocks[1:] if edits.same_layout(blocks[0], block)] or list(blocks[1:])
+    return [edits.exchange_weights(blocks[0], alike[min(int(fault.grade), len(alike)) - 1])]
 
 
 def _noise_llm(sites: FaultSites, fault: Fault) -> Contexts:

@@ -145,7 +145,7 @@ def test_boxes_are_exact_where_the_whole_picture_is_shown(model: LoadedModel) ->
         # Mistral 3 pads several pictures to the largest, Gemma 4 each to a number of patches.
         several_sizes = len({picture.size for picture in pictures}) > 1
         kind = model.model.config.model_type
-        assert inside.all() != (kind == "gemma4" or kind == "mistral3" and several_sizes)
+        assert inside.all() != (kind == "gemma4" or (kind == "mistral3" and several_sizes))
         for which in range(len(pictures)):
             box = patch_cells.box[patch_cells.picture == which]
             sizes = box[:, 2:] - box[:, :2]

@@ -250,8 +250,9 @@ def test_bfloat16_gives_the_scores_of_float32(kind: str, tmp_path: Path) -> None
         exchanged = interchange(model, QUESTION, images, donors, LABELS, exchanges)
         return np.array([*rows, *(row for some in (cut, exchanged) for each in some.values() for row in each)])
 
-    # A rounding may send a token to another expert, and linear attention adds up the errors of all tokens before.
-    bound = 1.0 if kind.endswith("moe") else 2.0 if kind in LINEAR_ATTENTION else 0.4
+    # A rounding may send a token to another expert, linear attention adds up the errors of all tokens before, and a
+    # norm of few features makes the inputs of each block of the small Gemma 4.
+    bound = 1.4 if kind.endswith("moe") or kind == "gemma4_e" else 2.0 if kind in LINEAR_ATTENTION else 0.4
     np.testing.assert_allclose(scores(rounded), scores(exact), atol=bound)
 
     examples = [TrainingExample(QUESTION, lambda image=image: image, LABELS[1]) for image in images]  # type: ignore[misc]

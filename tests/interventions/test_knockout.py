@@ -35,7 +35,7 @@ def shown(loaded: LoadedModel, *seeds: int) -> list[Any]:
     return [[image] if loaded.shows == "images" else image for image in images]
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "llava"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "gemma3", "gemma4", "gemma4_e", "llava"])
 def test_what_the_answer_cannot_see_does_not_move_it(kind: str, tmp_path: Path) -> None:
     loaded = opened(kind, tmp_path)
     images, others = shown(loaded, 0, 1, 2), shown(loaded, 3, 4, 5)
@@ -46,12 +46,14 @@ def test_what_the_answer_cannot_see_does_not_move_it(kind: str, tmp_path: Path) 
     # No text sees an image, so all documents have the same scores, whichever image they have.
     np.testing.assert_allclose(scores[whole], other_scores[whole], atol=3e-4)
     np.testing.assert_allclose(scores[whole], np.tile(scores[whole][0], (3, 1)), atol=3e-4)
+    # Two blocks of the small Gemma 4 read keys of earlier ones.
+    last = int(whole.last[-2:]) - getattr(loaded.model.config.get_text_config(), "num_kv_shared_layers", 0)
     for cut in cuts:
-        # In the last block nothing reads what the question's tokens see there.
-        unread = cut.queries == "question" and cut.first == whole.last
+        # In the last block that makes keys nothing reads what the question's tokens see there, and behind it neither.
+        unread = cut.queries == "question" and int(cut.first[-2:]) >= last
         assert np.allclose(scores[cut], own, atol=1e-4) == unread, cut
-    first, last = (Cut(name, name, "answer") for name in (whole.first, whole.last))
-    assert not np.allclose(scores[first], scores[last], atol=1e-4)
+    ends = [scores[Cut(name, name, "answer")] for name in (whole.first, whole.last)]
+    assert not np.allclose(*ends, atol=1e-4)
 
 
 def test_the_model_is_as_before(tmp_path: Path) -> None:

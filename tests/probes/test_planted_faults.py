@@ -55,7 +55,7 @@ from medmllm_plugins.prompts.wording import closed_set
 
 torch.set_num_threads(1)
 
-NAMES = ("demo", "qwen2_5_vl", "gemma3")
+NAMES = ("demo", "qwen2_5_vl", "gemma3", "gemma4")
 EVERY = [name for name in list(KINDS)[1:] if name not in IMAGE_EDITS]
 # The demo takes every fault; each other family takes some of each stage, and all of them in the slow tests: where a
 # fault is hooked in depends on the stage and the family, and what it does there on neither.
@@ -113,7 +113,9 @@ def test_breaks_its_own_stage_more_and_more_none_before_and_is_gone_afterwards(
     assert torch.equal(observe(fault)[at], broken[at])
     if KINDS[name].group == "destroying":
         # Of few documents the weakest fault may choose none.
-        assert changes[0] <= changes[1] <= changes[2] and changes[0] < changes[2], changes
+        # A norm behind each part of Gemma 4's blocks bounds what weights do, so that strong faults may be alike.
+        most = (1.05 if kind == "gemma4" else 1.0) * changes[2]
+        assert changes[0] <= changes[1] <= most and changes[0] < changes[2], changes
     # Of few image tokens a small fraction may be none.
     assert min(changes) > 0 or name in BY_SHARE or (name in BY_TOKENS and changes[2] > 0)
     with pytest.raises(ZeroDivisionError), context(model, fault):

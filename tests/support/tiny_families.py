@@ -218,7 +218,7 @@ def gemma3() -> tuple[Any, Any]:
 
 
 def gemma4(kind: str = "gemma4") -> tuple[Any, Any]:
-    """Gemma 4: dense; with experts; or with keys, values and inputs of layers as the smallest have, and an audio tower."""
+    """Gemma 4: dense; with experts; or as the small sizes, whose blocks share keys and have inputs of their own."""
     tokens = {
         "image_token": "<|image|>",
         "boi_token": "<|image>",

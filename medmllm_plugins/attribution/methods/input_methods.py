@@ -22,7 +22,6 @@ from medmllm_plugins.attribution.methods.layer_methods import (
     completeness_gap,
 )
 from medmllm_plugins.attribution.patches import from_patches, to_patches
-from medmllm_plugins.models.stages import EMBED
 
 PROMPT = "prompt"
 """Name of the prompt, where methods treat it like a layer."""

@@ -82,8 +82,8 @@ def _resolve_layers(
     layers: Sequence[str], loaded: LoadedModel, unused: Collection[str], argument: str = "`layer`"
 ) -> tuple[str, ...]:
     known = [layer.name for layer in layers_of(loaded)]
-    blocks = sum(layer.part == "llm" and is_block(layer) for layer in layers_of(loaded))
-    last_token_only = _LAST_TOKEN_ONLY + blocks - loaded.family.blocks_with_keys(loaded.model, blocks)
+    depth = sum(layer.part == "llm" and is_block(layer) for layer in layers_of(loaded))
+    last_token_only = _LAST_TOKEN_ONLY + depth - loaded.family.blocks_with_keys(loaded.model, depth)
     used = [name for name in known if name not in unused]
     if not layers:
         blocks = [name for name in used if name.startswith("vision.") and name != "vision.norm"]

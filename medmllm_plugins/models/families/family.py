@@ -293,6 +293,10 @@ class Family:
         """Return the number of the cache's layer that a block of the LLM attends to; its own by default."""
         return block
 
+    def further_embeddings(self, model: Any) -> tuple[str, ...]:
+        """Return the names of further modules that look tokens up, beside :attr:`embed`; none by default."""
+        return ()
+
     def reads_embeddings(self, model: Any) -> bool:
         """Return whether all blocks of the LLM read the LLM's input, too; no by default."""
         return False

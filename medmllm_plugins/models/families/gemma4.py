@@ -122,8 +122,12 @@ class Gemma4(FlatFamily):
             return block
         return next(number for number, kind in self.key_stores(model).items() if kind == kinds[block])
 
+    def further_embeddings(self, model: Any) -> tuple[str, ...]:
+        """Return the table from which blocks of the small sizes get an input of their own for each token."""
+        return ("model.language_model.embed_tokens_per_layer",) if self.reads_embeddings(model) else ()
+
     def reads_embeddings(self, model: Any) -> bool:
-        """Return whether blocks have inputs of their own, which are made of the LLM's input; so in the small sizes."""
+        """Return whether inputs of blocks are made of the LLM's input, too; so in the small sizes."""
         return bool(model.config.text_config.hidden_size_per_layer_input)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Final
 
 import torch
@@ -190,7 +190,15 @@ class SoftPrompt(ModulePart):
             rows = self.module((ids - self.vocabulary).clamp(min=0)).to(states)
             return torch.where(added[..., None], rows, states)
 
-        with replaced_forward(embeddings, embed):
+        def as_padding(table: nn.Module) -> Callable[[Tensor], Tensor]:
+            own = table.forward
+            return lambda ids: own(torch.where(ids >= self.vocabulary, loaded.pad_token_id, ids))
+
+        with ExitStack() as stack:
+            stack.enter_context(replaced_forward(embeddings, embed))
+            for name in loaded.family.further_embeddings(loaded.model):
+                table = stage_module(loaded.model, name)
+                stack.enter_context(replaced_forward(table, as_padding(table)))
             yield
 
     def prompt(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
