@@ -21,6 +21,7 @@ from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.weight_warnings import untrained_parts
 
 AUTHORS_FORMATS: Final[Mapping[str, str]] = {
+    "citrus_v": "citrus_v",
     "internvl_chat": "internvl_chat",
     "hulumed_qwen2": "hulu_med",
     "hulumed_qwen3": "hulu_med",

@@ -23,7 +23,7 @@ from support.tiny_medm_vl import write_tokenizer
 from medmllm_plugins.attribution.attribution_store import gather_index
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json
 from medmllm_plugins.models.families.family_registry import find_family
-from medmllm_plugins.models.formats import hulu_med, original_llava
+from medmllm_plugins.models.formats import citrus_v, hulu_med, original_llava
 from medmllm_plugins.models.formats.llm_tokenizer import load_qwen_tokenizer
 from medmllm_plugins.models.formats.medm_vl import llava_config
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, read_config
@@ -88,6 +88,18 @@ def _hulu_configs() -> dict[str, Files]:
 def read_hulu_med(folder: Path) -> object:
     """Read a config of Hulu-Med."""
     return hulu_med.read_config(folder, 5).to_json_string()
+
+
+def _citrus_configs() -> dict[str, Files]:
+    vision = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "depth": 3, "num_heads": 2}
+    common = {"model_type": "citrus_v", "vision_config": vision, "image_token_id": 5, "seg_token_idx": 9}
+    top = {**TEXT, **common, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    return {"nested": {"config.json": _json({**common, "text_config": TEXT})}, "top": {"config.json": _json(top)}}
+
+
+def read_citrus_v(folder: Path) -> object:
+    """Read a config of Citrus-V."""
+    return citrus_v.read_config(folder).to_json_string()
 
 
 def _native_configs() -> dict[str, Files]:
@@ -219,6 +231,7 @@ TARGETS: Final = {
         _target("medm_vl_config", _configs, read_medm_vl, "lvlm", "qwen2", "siglip", "mlp", "attn_pooling", 4, 64),
         _target("old_llava_config", _old_llava_configs, read_old_llava, "llava", "patch", "openai/x", 4, 64),
         _target("hulu_med_config", _hulu_configs, read_hulu_med, "hulumed_qwen3", "qwen2", 4, 64),
+        _target("citrus_v_config", _citrus_configs, read_citrus_v, "citrus_v", "mrope", 4, 64),
         _target("native_config", _native_configs, read_native, "gemma3", "llava"),
         _target("weights", _weights, read_weights),
         _target("shards", _shards, read_weights, "model-1.safetensors", "t1"),

@@ -113,7 +113,7 @@ def test_weights_of_four_bits(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if not kind.startswith("gemma4")])  # has no such kernel
 def test_flash_attention(kind: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed, whose kernels are compared: pip install flash-attn")

@@ -109,8 +109,9 @@ def test_general_models_of_medical_ones_are_stated() -> None:
     models = get_manager().models()
     assert models["lingshu"].base_of("32b") == "Qwen/Qwen2.5-VL-32B-Instruct"
     assert models["medgemma"].base_of("google/medgemma-4b-it") == "google/gemma-3-4b-it"
+    assert models["citrus_v"].base_of("8b") == "Qwen/Qwen2.5-VL-7B-Instruct"
     assert models["chiron_o1"].base_of("2b") == "OpenGVLab/InternVL3-2B"
-    tuned = {"aloe_vision", "chiron_o1", "huatuogpt_vision", "lingshu", "lingshu_i"}
+    tuned = {"aloe_vision", "chiron_o1", "citrus_v", "huatuogpt_vision", "lingshu", "lingshu_i"}
     tuned |= {"medgemma", "medvlm_r1", "shizhengpt"}
     assert {name for name, spec in models.items() if spec.base} == tuned
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in their authors' own formats: the first LLaVA's, and Hulu-Med's."""
+"""Tiny random checkpoints in their authors' own formats: the first LLaVA's, Hulu-Med's, Citrus-V's and InternVL's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers as hf
 from safetensors.torch import save_file
-from support.tiny_families import SIGLIP, TEXT, randomise, tokenizer
+from support.tiny_families import FAMILIES, SIGLIP, TEXT, randomise, tokenizer
 
 CLIP = {**SIGLIP, "model_type": "clip_vision_model", "projection_dim": 32, "hidden_act": "quick_gelu"}
 
@@ -51,6 +51,49 @@ def old_llava(folder: Path, kind: str = "llava_qwen2", **changes: Any) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     words.save_pretrained(folder)
+    return folder
+
+
+def citrus_v(folder: Path, *, nested: bool = True, older: bool = False) -> Path:
+    """Citrus-V: a Qwen2.5-VL named ``mllm``, beside a SAM 2 and a projector.
+
+    Args:
+        folder: where it is written.
+        nested: whether the LLM's settings are an object of their own in the config, or stand at its top.
+        older: whether tensors have the names that transformers had for Qwen2.5-VL before it named its LLM.
+    """
+    model, processor = FAMILIES["qwen2_5_vl"]()
+    randomise(model)
+    processor.save_pretrained(folder)
+    state = {}
+    for name, value in model.state_dict().items():
+        if older:
+            name = name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+        state[f"mllm.{name}"] = value.contiguous().clone()
+    state["grounding_encoder.sam2_model.image_encoder.trunk.patch_embed.proj.weight"] = torch.zeros(4, 3, 7, 7)
+    state["grounding_encoder.sam2_model.no_mem_embed"] = torch.zeros(1, 1, 8)
+    state |= {f"seg_projector.{layer}.weight": torch.zeros(32, 32) for layer in (0, 2)}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    text, vision = config["text_config"], config["vision_config"]
+    raw = {
+        **text,
+        "architectures": ["CitrusV"],
+        "model_type": "citrus_v",
+        "vision_config": vision,
+        **({"text_config": text} if nested else {}),
+        **{key: config[key] for key in config if key.endswith("_token_id")},
+        "seg_token_idx": 99,
+        "grounding_encoder_config": {"apply_postprocessing": False, "cfg_path": "/somewhere/sam2_hiera_l.yaml"},
+        "loss_dice_config": {"use_sigmoid": True},
+        "tie_word_embeddings": False,
+    }
+    if not nested:  # as the authors' own file has it
+        scaling = text["rope_parameters"]
+        raw |= {"rope_scaling": {"type": "mrope", "mrope_section": scaling["mrope_section"]}}
+        raw |= {"rope_theta": scaling["rope_theta"]}
+        del raw["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(raw))
     return folder
 
 
