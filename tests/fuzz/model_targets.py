@@ -17,8 +17,8 @@ from fuzz.trees import json_mutator, safetensors_mutator
 from PIL import Image
 from safetensors.numpy import save
 from support.tiny_authors import CLIP, TEXT
-from support.tiny_families import SIGLIP
 from support.tiny_medm_vl import write_tokenizer
+from support.tiny_parts import SIGLIP
 
 from medmllm_plugins.attribution.attribution_store import gather_index
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json

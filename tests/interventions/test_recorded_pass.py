@@ -177,7 +177,8 @@ def test_the_last_token_alone_gives_what_the_whole_prompt_gives(load: Callable[[
 
 @pytest.mark.slow
 def test_prompts_that_are_not_causal_are_computed_whole(load: Callable[[str], LoadedModel]) -> None:
-    """PaliGemma's prompts see all of themselves; Gemma 3 and Mistral (LLaVA-NeXT) have windows, Qwen3.5 has states."""
+    """PaliGemma's prompts see all of themselves; Gemma and Mistral (LLaVA-NeXT) have windows, Qwen3.5 has states."""
     whole = {kind for kind in FAMILIES if not RecordedPass(load(kind), prepared(load(kind)), ())._sees_no_later_token()}
     assert "paligemma" in whole and "llava" not in whole
-    assert "qwen3_5" in whole and whole <= {"paligemma", "gemma3", "llava_next", "qwen3_5"}
+    gemmas = {"paligemma", "gemma3", "gemma4", "gemma4_moe", "gemma4_e"}
+    assert "qwen3_5" in whole and whole <= {*gemmas, "llava_next", "qwen3_5"}

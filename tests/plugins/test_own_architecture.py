@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 from PIL import Image
 from support.plugin_site import HEAD, Site
-from support.tiny_families import CHATML, TEXT, tokenizer
+from support.tiny_parts import CHATML, TEXT, tokenizer
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target

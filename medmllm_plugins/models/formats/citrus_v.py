@@ -114,7 +114,7 @@ def _nested(raw: Mapping[str, Any], key: str, source: Path) -> Mapping[str, Any]
 
 def _processor(folder: Path) -> Any:
     try:
-        return hf.Qwen2_5_VLProcessor.from_pretrained(str(folder), local_files_only=True)  # type: ignore[no-untyped-call]
+        return hf.Qwen2_5_VLProcessor.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # missing and broken files are met with errors of a dozen types
         raise ModelError(
             f"{folder}: expected the tokenizer, image processor and chat template of Qwen2.5-VL, got "
