@@ -31,9 +31,9 @@ BFLOAT16 = 0.05
 """Largest difference of a label score in bfloat16, as a share of the score (8 bits of mantissa: 0.4% a rounding)."""
 FEATURES = 0.05
 """Largest root mean square of the difference of features in bfloat16, as a share of that of the features."""
-LINEAR = {"qwen3_5": 0.25}
-"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before. Their
-label scores may differ three times as much."""
+AMPLIFIED = {"qwen3_5": 0.25, "gemma4_moe": 0.15}
+"""The same where blocks have linear attention, whose random weights pass on the errors of all tokens before, or four
+blocks each send tokens to experts by rounded scores. Their label scores may differ three times as much."""
 
 
 def scores(model: LoadedModel) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_label_scores_answers_and_features(kind: str, device: str, tmp_path: Pat
         assert got.scores == pytest.approx(wanted.scores, abs=FLOAT32)
     rounded, content = ask(open_model(kind, folder, device=device, dtype="bfloat16"), tmp_path / "bfloat16")
     for got, wanted in zip(rounded, expected, strict=True):
-        assert got.scores == pytest.approx(wanted.scores, rel=3 * BFLOAT16 if kind in LINEAR else BFLOAT16)
+        assert got.scores == pytest.approx(wanted.scores, rel=3 * BFLOAT16 if kind in AMPLIFIED else BFLOAT16)
         assert got.tokens is not None and 0 <= got.tokens <= 4
     rows = np.arange(len(QUESTIONS))
     assert content.header.layers == kept.header.layers
@@ -63,7 +63,7 @@ def test_label_scores_answers_and_features(kind: str, device: str, tmp_path: Pat
             wanted_rows = kept.features(layer.name, pooling, rows).astype(np.float64)
             difference = content.features(layer.name, pooling, rows).astype(np.float64) - wanted_rows
             share = np.sqrt((difference**2).mean()) / max(np.sqrt((wanted_rows**2).mean()), 1e-3)
-            assert share < LINEAR.get(kind, FEATURES), (layer.name, pooling, share)
+            assert share < AMPLIFIED.get(kind, FEATURES), (layer.name, pooling, share)
 
 
 @pytest.mark.parametrize("device", DEVICES)
