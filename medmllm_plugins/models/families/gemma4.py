@@ -47,10 +47,10 @@ class Gemma4(FlatFamily):
             )
         keep = options.get("logits_to_keep")
         if isinstance(keep, int) and keep:
-            # Of a number, blocks that take their keys from others would compute these tokens alone, and what is
-            # recorded or put in there would be that of no other token.
+            # For a number, blocks that take their keys from others compute so many tokens and no others, so that
+            # nothing of the image could be recorded there. On the CPU, since the head may be on any device.
             length = inputs["input_ids"].shape[1]
-            options["logits_to_keep"] = torch.arange(length - keep, length, device=inputs["input_ids"].device)
+            options["logits_to_keep"] = torch.arange(length - keep, length)
         return super().forward_prompt(model, inputs, **options)
 
     def row_mask(self, model: Any, stage: ImageStage, inputs: Inputs) -> Tensor | None:
