@@ -41,6 +41,7 @@ from medmllm_plugins.data.readers.volumes import Volume
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.models.formats import medm_vl
+from medmllm_plugins.models.native import attention_kernels
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
 
@@ -118,7 +119,7 @@ def test_attention_rollout(model: LoadedModel, case: AttributionInput, plain: Pl
         with torch.no_grad():
             weights = model.model(**plain.inputs, **more, use_cache=False, output_attentions=True).attentions
     finally:
-        model.model.set_attn_implementation(usual)
+        model.model.set_attn_implementation(attention_kernels(model.model.config, usual))
     whole = np.eye(plain.length)
     for weight in weights:
         whole = (0.5 * weight[0].double().mean(0).numpy() + 0.5 * np.eye(plain.length)) @ whole
