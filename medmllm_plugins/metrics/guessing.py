@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
 from medmllm_plugins.metrics.classification import Floats, accuracy, balanced_accuracy, macro_f1, matthews
+
+GUESSES: Final = {
+    "majority_class": "always guessing the most common class",
+    "always_no": "always answering no",
+}
+"""Constant answers by their names among the baselines."""
 
 
 def majority_class(support: Floats) -> int:
@@ -44,7 +51,7 @@ def baselines(support: Floats) -> dict[str, dict[str, float]]:
 
 def constant_guess(baselines: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
     """Return name and accuracy of the best constant answer among baselines; an empty name and NaN without one."""
-    for name in ("majority_class", "always_no"):
+    for name in GUESSES:
         accuracy = baselines.get(name, {}).get("accuracy", math.nan)
         if not math.isnan(accuracy):
             return name, accuracy
