@@ -9,7 +9,7 @@ import typer
 
 from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.results.comparison import compare_runs, render
-from medmllm_plugins.results.run_folders import one_run
+from medmllm_plugins.results.run_folders import one_run, run_label
 
 app = new_app()
 
@@ -24,10 +24,15 @@ def compare(
 
     The tests resample groups, such as patients, not single images.
     """
-    comparisons, warnings = compare_runs(one_run(run_a), one_run(run_b))
+    first, second = one_run(run_a), one_run(run_b)
+    comparisons, warnings = compare_runs(first, second)
+    runs = {"first": first, "second": second}
     if json:
-        print_json({"comparisons": [comparison.to_dict() for comparison in comparisons], "warnings": warnings})
+        named = {name: {"label": run_label(folder), "folder": str(folder)} for name, folder in runs.items()}
+        print_json({**named, "comparisons": [item.to_dict() for item in comparisons], "warnings": warnings})
         return
-    print(render(comparisons))
+    for name, folder in runs.items():
+        print(f"{name:<6}  {run_label(folder)}: {folder}")
+    print(f"\n{render(comparisons)}\n\nThe difference is second minus first, in percentage points.")
     for warning in warnings:
         print(f"Warning: {warning}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -12,8 +12,11 @@ from medmllm_plugins.cli.leak_report import check_datasets, exit_status, report_
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset_folder import expected_folder, is_present
 from medmllm_plugins.prompts.task_names import declared_tasks
+from medmllm_plugins.utils.plain_text import quantity
 from medmllm_plugins.utils.user_dirs import DATA_VARIABLE
 
+_NAMED: Final = 8
+"""Names of missing data sets in one line."""
 app = new_app()
 
 
@@ -54,9 +57,14 @@ def datasets(
         (line for row in described for line in _plain_lines(row)),
     )
     if missing := [row["name"] for row in rows if row not in described]:
-        print(f"missing: {', '.join(missing)}")
-        print("    -> medmllm datasets NAME says where to get one; medmllm datasets --all describes all")
+        print(f"{more_sets(missing)}; `medmllm datasets --all` lists how, `medmllm datasets NAME` for one")
     return 0
+
+
+def more_sets(names: Sequence[str]) -> str:
+    """Return in a few words that further data sets can be set up."""
+    more = ", …" if len(names) > _NAMED else ""
+    return f"{quantity(len(names), 'more data set')} can be set up: {', '.join(names[:_NAMED])}{more}"
 
 
 def dataset_rows() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from medmllm_plugins.cli.console import JsonFlag, new_app, print_json, print_table
-from medmllm_plugins.cli.datasets import dataset_rows
+from medmllm_plugins.cli.datasets import dataset_rows, more_sets
 from medmllm_plugins.data.loading.catalogue import read_catalogue
 from medmllm_plugins.errors import one_line
 from medmllm_plugins.plugins.entry_points import damaged_entry_points
@@ -24,6 +24,7 @@ from medmllm_plugins.utils.user_dirs import DATA_VARIABLE
 State = Literal["ok", "missing", "broken"]
 DATA_SET: Final = "data set "
 """First words of the findings about data sets."""
+_ORDER: Final[tuple[State, ...]] = ("ok", "missing", "broken")
 app = new_app()
 
 
@@ -57,7 +58,7 @@ def doctor(
     if json:
         print_json([asdict(finding) for finding in findings])
         return status
-    findings = findings if all_sets else merge_missing_sets(findings)
+    findings = in_reading_order(findings if all_sets else merge_missing_sets(findings))
     width = max(len(finding.what) for finding in findings)
     print_table(
         ("state", "what", "detail", "fix"),
@@ -89,22 +90,20 @@ def examine() -> list[Finding]:
 
 
 def merge_missing_sets(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings with all missing data sets merged into one, after the data sets that are there."""
+    """Return the findings with all missing data sets merged into one."""
     missing = [finding for finding in findings if finding.state == "missing" and finding.what.startswith(DATA_SET)]
     if len(missing) < 2:
         return list(findings)
-    names = ", ".join(finding.what.removeprefix(DATA_SET) for finding in missing)
+    names = [finding.what.removeprefix(DATA_SET) for finding in missing]
     root = os.environ.get(DATA_VARIABLE)
-    where = f"not below {Path(root).expanduser().resolve()}" if root else f"${DATA_VARIABLE} is not set"
-    merged = Finding(
-        f"{len(missing)} other data sets",
-        "missing",
-        f"{where}: {names}",
-        "medmllm datasets NAME says where to get one; medmllm doctor --all lists all",
-    )
-    others = [finding for finding in findings if finding not in missing]
-    last = max((i for i, finding in enumerate(others) if finding.what.startswith(DATA_SET)), default=len(others) - 1)
-    return [*others[: last + 1], merged, *others[last + 1 :]]
+    where = f"below {Path(root).expanduser().resolve()}" if root else f"once ${DATA_VARIABLE} names a folder for them"
+    merged = Finding("data sets", "missing", f"{more_sets(names)} ({where})", "medmllm datasets --all lists how")
+    return [*(finding for finding in findings if finding not in missing), merged]
+
+
+def in_reading_order(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings: what is there, then what is missing, and last, above the prompt, what is broken."""
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.state))
 
 
 def _packages() -> list[Finding]:

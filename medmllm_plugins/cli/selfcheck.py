@@ -10,13 +10,15 @@ import typer
 from medmllm_plugins.cli.console import JsonFlag, new_app, print_json
 from medmllm_plugins.data.loading.catalogue import dataset_specs
 from medmllm_plugins.data.loading.dataset import load_dataset
-from medmllm_plugins.errors import OptionError, print_error
+from medmllm_plugins.errors import OptionError
 from medmllm_plugins.models.formats.medm_vl import load
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.specs import DEMO
 from medmllm_plugins.probes.validation.selfcheck import selfcheck as run_selfcheck
+from medmllm_plugins.probes.validation.selfcheck import trials_for_seed
 from medmllm_plugins.probes.validation.selfcheck_report import Report
-from medmllm_plugins.probes.validation.twin_selfcheck import TwinReport, twin_selfcheck
+from medmllm_plugins.probes.validation.twin_selfcheck import TWIN_STRENGTH, TwinReport, planned_faults, twin_selfcheck
+from medmllm_plugins.utils.progress import Progress
 
 app = new_app()
 
@@ -47,10 +49,17 @@ def selfcheck(
     model = load(LoadOptions(DEMO, device="cpu", dtype="float32"))
     data = load_dataset(dataset_specs()["demo"])
     report: Report | TwinReport
-    if twin:
-        report = twin_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
-    else:
-        report = run_selfcheck(model, data, seeds=range(seeds), say=print_error, output=output)
+    trials = sum(len(planned_faults(seed, TWIN_STRENGTH) if twin else trials_for_seed(seed)) for seed in range(seeds))
+    with Progress("selfcheck", trials, "trials") as progress:
+
+        def count(summary: str) -> None:
+            progress.note = summary
+            progress.update()
+
+        if twin:
+            report = twin_selfcheck(model, data, seeds=range(seeds), say=count, output=output)
+        else:
+            report = run_selfcheck(model, data, seeds=range(seeds), say=count, output=output)
     if json:
         print_json(report.to_dict())
     else:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -39,6 +41,7 @@ class _Status:
     def begin(self) -> None:
         self.ours = self.failed = False
         self.notes: list[str] = []
+        self.results: dict[str, list[str]] = {}
 
 
 _status = _Status()
@@ -65,6 +68,16 @@ def note_failure(message: str) -> None:
     The results are printed and written as usual; then the message is printed, and the command ends with status 1.
     """
     _status.notes.append(message)
+
+
+def note_result(sentence: str, folder: str | Path) -> None:
+    """Note the result of a task in one sentence, which is printed after the host's table.
+
+    Args:
+        sentence: the task and its accuracy.
+        folder: what ``medmllm report`` takes for it: the ``--output_path``, or the run folder.
+    """
+    _status.results.setdefault(str(folder), []).append(sentence)
 
 
 def has_our_task(args: Namespace) -> bool:
@@ -124,6 +137,7 @@ def _command(evaluate: Callable[..., None]) -> Callable[..., None]:
     def cli_evaluate(args: Namespace | None = None) -> None:
         _status.begin()
         evaluate(args)
+        _print_results()
         for note in dict.fromkeys(_status.notes):
             _say(note)
         # Of several processes the first alone ends with 1: the launcher would end it over another's, while it still
@@ -177,6 +191,17 @@ def _without_metrics(results: dict[str, Any]) -> list[str]:
         for task in results.get("configs", {})
         if not any("," in key and "_stderr" not in key for key in values.get(task, {}))
     ]
+
+
+def _print_results() -> None:
+    """Print the results of all tasks and the command for their report, in one line if there is one task."""
+    if int(os.environ.get("RANK") or 0):
+        return
+    sys.stdout.flush()  # the host's table comes first
+    for folder, sentences in _status.results.items():
+        report = f"Report: {shlex.join(['medmllm', 'report', folder])}"
+        lines = [f"{sentences[0]} {report}"] if len(sentences) == 1 else [*sentences, report]
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _message(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.loading.volume_view import View
 from medmllm_plugins.data.readers.reader_threads import reader_threads
 from medmllm_plugins.prompts.protocols import YES_NO
+from medmllm_plugins.utils.progress import Progress
 
 T = TypeVar("T")
 LogProbabilities = npt.NDArray[np.float64]
@@ -60,7 +61,15 @@ class LabelledImages:
         """Return the images of a document, mode ``RGB``, as a model sees them or in another view."""
         return (view or self.view).pictures(self.data, self.documents[index])
 
-    def each(self, make: Callable[[int], T], indices: Sequence[int] | None = None) -> list[T]:
-        """Call ``make`` for each index in threads, and return the results in order."""
-        with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-            return list(pool.map(make, range(len(self)) if indices is None else indices))
+    def each(self, make: Callable[[int], T], indices: Sequence[int] | None = None, *, title: str = "") -> list[T]:
+        """Call ``make`` for each index in threads, and return the results in order; a ``title`` shows the progress."""
+        results: list[T] = []
+        chosen = range(len(self)) if indices is None else indices
+        with (
+            ThreadPoolExecutor(max_workers=reader_threads()) as pool,
+            Progress(f"{self.data.spec.title}: {title}", len(chosen), shown=None if title else False) as progress,
+        ):
+            for result in pool.map(make, chosen):
+                results.append(result)
+                progress.update()
+        return results

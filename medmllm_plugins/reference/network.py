@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medmllm_plugins.errors import DataError, OptionError, one_line
 from medmllm_plugins.reference.classifier import ReferenceClassifier
 from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
+from medmllm_plugins.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -92,26 +93,32 @@ class TimmClassifier(ReferenceClassifier):
         targets, right = torch.from_numpy(train.targets()), torch.from_numpy(validation.targets())
         best, best_round, losses = float("inf"), -1, []
         best_state: dict[str, Tensor] = {}
-        for number in range(self._epochs):
-            self._train_mode(pretrained)
-            for indices in _batches(generator.permutation(len(train)), size):
-                if len(indices) == 1 and len(train) > 1:  # batch normalisation needs two
-                    continue
-                logits = self._logits(*pictures.batch(indices, generator))
-                loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets[indices].to(self._device).flatten())
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
-                optimiser.step()
-                schedule.step()
-            log_p = self._predict(held_out)
-            losses.append(-float(log_p.gather(2, right[:, :, None]).mean()))
-            logger.info("epoch %d: log loss on the validation fold %.4f", number + 1, losses[-1])
-            if losses[-1] < best:
-                best, best_round = losses[-1], number
-                best_state = {key: value.detach().cpu().clone() for key, value in self._network.state_dict().items()}
-            elif number - best_round >= PATIENCE:
-                break
+        title = f"{train.data.spec.title}: {self._name}"
+        with Progress(title, rounds * self._epochs, "steps") as progress:
+            for number in range(self._epochs):
+                self._train_mode(pretrained)
+                for indices in _batches(generator.permutation(len(train)), size):
+                    progress.update()
+                    if len(indices) == 1 and len(train) > 1:  # batch normalisation needs two
+                        continue
+                    logits = self._logits(*pictures.batch(indices, generator))
+                    answers = targets[indices].to(self._device).flatten()
+                    loss = nn.functional.cross_entropy(logits.flatten(0, 1), answers)
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+                    optimiser.step()
+                    schedule.step()
+                log_p = self._predict(held_out)
+                losses.append(-float(log_p.gather(2, right[:, :, None]).mean()))
+                progress.note = f"epoch {number + 1}, validation loss {losses[-1]:.3f}"
+                logger.info("epoch %d: log loss on the validation fold %.4f", number + 1, losses[-1])
+                if losses[-1] < best:
+                    best, best_round = losses[-1], number
+                    state = self._network.state_dict()
+                    best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+                elif number - best_round >= PATIENCE:
+                    break
         if best_round < 0:
             raise DataError(f"{self._name}: expected a finite loss on the validation fold, got {losses}.")
         self._network.load_state_dict(best_state)

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medmllm_plugins.reference.classifier import ReferenceClassifier, log_shares
 from medmllm_plugins.reference.labelled_images import LabelledImages, LogProbabilities
+from medmllm_plugins.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ MAX_TRAIN_DOCUMENTS = 20_000
 
 _MIN_PROBABILITY = 1e-12
 _STEPS = 1000
+_READING = "reading images"
 
 
 class PixelClassifier(ReferenceClassifier):
@@ -57,10 +59,12 @@ class PixelClassifier(ReferenceClassifier):
         held_out = self._scaler.transform(pixels(validation))
         targets, right = drawn.targets(), validation.targets()
         chosen, converged = [], True
-        for question in range(targets.shape[1]):
-            best: tuple[float, float, LogisticRegression | None] = (np.inf, np.nan, None)
-            if len(np.unique(targets[:, question])) > 1:
-                for strength in STRENGTHS:
+        title = f"{train.data.spec.title}: logistic regression"
+        with Progress(title, targets.shape[1] * len(STRENGTHS), "fits") as progress:
+            for question in range(targets.shape[1]):
+                best: tuple[float, float, LogisticRegression | None] = (np.inf, np.nan, None)
+                several = len(np.unique(targets[:, question])) > 1
+                for strength in STRENGTHS if several else ():
                     model = LogisticRegression(C=strength, max_iter=_STEPS)
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the facts
@@ -69,9 +73,12 @@ class PixelClassifier(ReferenceClassifier):
                     loss = -float(log_p[np.arange(len(right)), right[:, question]].mean())
                     if loss < best[0]:
                         best = (loss, strength, model)
-            self._models.append(best[2])
-            chosen.append(best[1] if best[2] is not None else None)
-            converged &= best[2] is None or int(best[2].n_iter_.max()) < _STEPS
+                    progress.update()
+                if not several:
+                    progress.update(len(STRENGTHS))
+                self._models.append(best[2])
+                chosen.append(best[1] if best[2] is not None else None)
+                converged &= best[2] is None or int(best[2].n_iter_.max()) < _STEPS
         self._facts = {"features": int(features.shape[1]), "trained_on": len(drawn)}
         self._facts |= {"C": chosen, "converged": bool(converged)}
         if not converged:
@@ -104,7 +111,8 @@ class PixelClassifier(ReferenceClassifier):
 def pixels(examples: LabelledImages) -> npt.NDArray[np.float32]:
     """Downsample all images to ``[N, F]`` float32, 0 to 255; F is 3072 for images and 4096 for volumes."""
     if examples.data.spec.dimensions == 2:
-        return np.stack(examples.each(lambda index: downsample(examples.pictures(index)[0], "RGB", SIDE)))
+        shrunk = examples.each(lambda index: downsample(examples.pictures(index)[0], "RGB", SIDE), title=_READING)
+        return np.stack(shrunk)
     view = dataclasses.replace(examples.view, slices=SLICES, montage=False)
 
     def slices(index: int) -> npt.NDArray[np.float32]:
@@ -112,7 +120,7 @@ def pixels(examples: LabelledImages) -> npt.NDArray[np.float32]:
         # A volume with fewer slices repeats some, because every volume needs the same number of values.
         return np.concatenate([shown[number] for number in np.linspace(0, len(shown) - 1, SLICES).round().astype(int)])
 
-    return np.stack(examples.each(slices))
+    return np.stack(examples.each(slices, title=_READING))
 
 
 def downsample(picture: Image.Image, mode: str, side: int) -> npt.NDArray[np.float32]:

@@ -6,19 +6,22 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from medmllm_plugins import __version__
 from medmllm_plugins.report import methods_text
+from medmllm_plugins.report.error_browser.browser_data import BrowserView, browser_views
+from medmllm_plugins.report.error_browser.document_pictures import page_pictures
 from medmllm_plugins.report.figures.figure_style import Drawing
-from medmllm_plugins.report.figures.gallery import Gallery, build_gallery
+from medmllm_plugins.report.figures.gallery import BUDGET, Gallery, build_gallery
 from medmllm_plugins.report.figures.parallel_figures import FailedFigure, draw_all
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.report_notes import Notes, collect_notes, note
 from medmllm_plugins.report.run_collection import RunCollection
 from medmllm_plugins.report.sections import DatasetSection, build_section
+from medmllm_plugins.report.tables.data_dictionary import documents_table
 from medmllm_plugins.report.tables.report_table import Table
 from medmllm_plugins.report.tables.run_tables import data_table, runs_table
+from medmllm_plugins.results.report_records import ReportRecord
 from medmllm_plugins.utils.plain_text import listed, quantity
 
 
@@ -30,14 +33,18 @@ class Report:
     title: str
     sections: tuple[DatasetSection, ...]
     gallery: Gallery
+    browsers: tuple[BrowserView, ...]
     notes: Notes
     methods: methods_text.Methods
     runs: Table
     data: Table
+    documents: tuple[Table, ...]
+    """Every answer on each data set, for the CSV files; the page shows them in the error browser."""
 
     def tables(self) -> list[Table]:
-        """Return all tables with rows."""
-        return [*(table for section in self.sections for table in section.filled_tables), self.runs, self.data]
+        """Return all tables with rows, each of which is a CSV file."""
+        shown = [table for section in self.sections for table in section.filled_tables]
+        return [*shown, *(table for table in self.documents if table.rows), self.runs, self.data]
 
     def drawings(self) -> list[Drawing]:
         """Return all figures."""
@@ -50,40 +57,50 @@ class Report:
             f"{section.dataset.title}: {section.sentence}" if several else section.sentence for section in self.sections
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: verdicts, tables, notes and methods."""
-        return {
-            "medmllm_report": 1,
-            "version": __version__,
-            "title": self.title,
-            "datasets": [section.to_dict() for section in self.sections],
-            "runs": self.runs.to_dict(),
-            "data": self.data.to_dict(),
-            "missing": list(self.notes.missing),
-            "leaks": list(self.notes.leaks),
-            "warnings": list(self.notes.warnings),
-            "methods": list(self.methods.paragraphs),
-            "references": list(self.methods.references),
-        }
+    def record(self, files: Sequence[str] = ()) -> ReportRecord:
+        """Return the content of ``report.json``; ``files`` are the tables and figures beside it."""
+        return ReportRecord(
+            version=__version__,
+            title=self.title,
+            datasets=tuple(section.record() for section in self.sections),
+            runs=self.runs.record(),
+            data=self.data.record(),
+            missing=tuple(self.notes.missing),
+            leaks=tuple(self.notes.leaks),
+            warnings=tuple(self.notes.warnings),
+            methods=tuple(self.methods.paragraphs),
+            references=tuple(self.methods.references),
+            files=tuple(files),
+        )
 
 
-def build_report(collection: RunCollection) -> Report:
-    """Draw all figures and fill all tables."""
+def build_report(collection: RunCollection, *, images: bool = True) -> Report:
+    """Draw all figures and fill all tables; without ``images``, no picture of a document or map is on the page."""
     sections, problems = _draw_figures([build_section(dataset) for dataset in collection.datasets])
     notes = collect_notes(collection)
     drawings = [drawing for section in sections for drawing in section.figures.values()]
     letters = sorted({letter for drawing in drawings for letter in drawing.missing_letters})
     boxes = [note("missing_letters", letters=cut(" ".join(letters), 60))] if letters else []
+    browsers = _browsers(sections, images)
+    left = BUDGET - sum(view.pictures.characters for view in browsers)
     return Report(
         collection=collection,
         title=_title(collection),
         sections=tuple(sections),
-        gallery=build_gallery(list(collection.results())),
+        gallery=build_gallery(list(collection.results()), left, images=images),
+        browsers=browsers,
         notes=replace(notes, missing=(*notes.missing, *problems), warnings=(*notes.warnings, *boxes)),
         methods=methods_text.methods(collection),
         runs=runs_table(collection),
         data=data_table(collection),
+        documents=tuple(documents_table(section.dataset) for section in sections),
     )
+
+
+def _browsers(sections: Sequence[DatasetSection], images: bool) -> tuple[BrowserView, ...]:
+    """Return the error browsers of all sections with their pictures."""
+    browsers = [(index, browser) for index, section in enumerate(sections) for browser in section.browsers]
+    return browser_views(browsers, page_pictures([browser for _, browser in browsers], images=images))
 
 
 def _draw_figures(sections: Sequence[DatasetSection]) -> tuple[list[DatasetSection], list[str]]:
@@ -100,7 +117,8 @@ def _draw_figures(sections: Sequence[DatasetSection]) -> tuple[list[DatasetSecti
         if isinstance(drawing, FailedFigure):
             title = sections[index].dataset.title
             problems.append(note("figure_failed", data_set=title, figure=name, error=drawing.error))
-        elif drawing is not None:
+            drawing = drawing.drawing
+        if drawing is not None:
             figures[index][name] = drawing
     return [replace(section, figures=named) for section, named in zip(sections, figures, strict=True)], problems
 

@@ -61,3 +61,9 @@ def p_value(value: float) -> str:
 def sentence_case(sentence: str) -> str:
     """Return a sentence with a capital first letter; the others keep their case."""
     return sentence[:1].upper() + sentence[1:]
+
+
+def first_sentence(sentences: str) -> str:
+    """Return the text up to the end of its first sentence; a number's decimal point ends none."""
+    first, stop, _ = sentences.partition(". ")
+    return first + stop.strip()

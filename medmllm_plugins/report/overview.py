@@ -28,6 +28,7 @@ class RankedGroup:
         alike: names of the models without a clear difference from the best.
         better: names of those that are better than it on the questions that both answered.
         unpaired: names of those that share no question with it.
+        rivals: number of all these.
     """
 
     verdicts: Sequence[Verdict]
@@ -36,19 +37,41 @@ class RankedGroup:
     alike: str
     better: str
     unpaired: str
+    rivals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The models of a data set with metrics, by falling accuracy.
+
+    Attributes:
+        ranked: those whose answers could be read.
+        unread: the others, which have no place in a ranking: they would be last for the form of their answers.
+        groups: the ranked models by what they were asked about.
+    """
+
+    ranked: Sequence[Verdict]
+    unread: Sequence[Verdict]
+    groups: Sequence[RankedGroup]
+
+
+def ranking(verdicts: Sequence[Verdict], pairs: Sequence[Difference]) -> Ranking:
+    """Rank the models of a data set."""
+    scored = sorted(
+        (verdict for verdict in verdicts if known(verdict.accuracy)), key=lambda verdict: -verdict.accuracy.value
+    )
+    ranked = [verdict for verdict in scored if not verdict.unread]
+    return Ranking(ranked, [verdict for verdict in scored if verdict.unread], _groups(ranked, pairs))
 
 
 def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[Difference]) -> str:
     """Return the overview of all models in words; with a single model, its verdict."""
-    scored = [verdict for verdict in verdicts if known(verdict.accuracy)]
-    scored.sort(key=lambda verdict: -verdict.accuracy.value)
-    if not scored:
+    order = ranking(verdicts, pairs)
+    ranked, unread = order.ranked, order.unread
+    if not ranked and not unread:
         return _without_models(dataset)
-    # A model whose answers could not be parsed has no place in a ranking: it would be last for the form of its answers.
-    ranked = [verdict for verdict in scored if not verdict.unread]
-    unread = [verdict for verdict in scored if verdict.unread]
-    if len(scored) == 1 or not ranked:
-        return " ".join(verdict.sentence for verdict in scored)
+    if not ranked or len(ranked) + len(unread) == 1:
+        return " ".join(verdict.sentence for verdict in (*ranked, *unread))
     if len(ranked) == 1:
         return f"{ranked[0].sentence} {text('verdict.txt.jinja', 'not_ranked', verdicts=unread)}"
     references = [verdict.reference for verdict in ranked]
@@ -60,7 +83,7 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
         "overview",
         ranked=ranked,
         unread=unread,
-        groups=_groups(ranked, pairs),
+        groups=order.groups,
         references=references,
         obstacles=obstacles.values(),
         modes=[(mode, supported.count(mode)) for mode in (*TITLES, HANDOVER) if mode in supported],
@@ -70,18 +93,27 @@ def overview(dataset: DatasetRuns, verdicts: Sequence[Verdict], pairs: Sequence[
 def _modes(verdict: Verdict) -> tuple[str, ...]:
     """Return the failure modes of a model: those that patching with a twin shows, else those that probes support."""
     diagnosis = verdict.diagnosis
+    if diagnosis.uncertain:
+        return ()
     return diagnosis.patched or tuple(effect.mode for effect in diagnosis.charged)
 
 
 def _without_models(dataset: DatasetRuns) -> str:
     """Return the overview of a data set on which no model has metrics."""
+    verdict = best_reference(dataset)
+    if verdict is None:
+        return text("verdict.txt.jinja", "no_metrics")
+    return text("verdict.txt.jinja", "references_only", models=dataset.models, verdict=verdict)
+
+
+def best_reference(dataset: DatasetRuns) -> Verdict | None:
+    """Return the verdict on the most accurate reference classifier; ``None`` if none has metrics."""
     scored = [result for result in dataset.main_results(blind=True) if known(result.metrics.get("accuracy"))]
     scored = [result for result in scored if result.subject.reference]
     if not scored:
-        return text("verdict.txt.jinja", "no_metrics")
+        return None
     best = min(scored, key=lambda result: (result.subject.blind, -result.metrics["accuracy"].value))
-    verdict = reference_verdict(dataset, best)
-    return text("verdict.txt.jinja", "references_only", models=dataset.models, verdict=verdict)
+    return reference_verdict(dataset, best)
 
 
 def _groups(ranked: Sequence[Verdict], pairs: Sequence[Difference]) -> list[RankedGroup]:
@@ -108,7 +140,8 @@ def _ranked_group(verdicts: Sequence[Verdict], about: str, pairs: Sequence[Diffe
         elif difference.high < 0:
             better.append(other.subject.label)
     labels = _names([verdict.subject.label for verdict in verdicts])
-    return RankedGroup(verdicts, about, labels, _names(alike), _names(better), _names(unpaired))
+    rivals = len(alike) + len(better) + len(unpaired)
+    return RankedGroup(verdicts, about, labels, _names(alike), _names(better), _names(unpaired), rivals)
 
 
 def _about(result: TaskResult, groups: Sequence[Sequence[TaskResult]]) -> str:

@@ -8,29 +8,33 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.report.assemble import Report, build_report
 from medmllm_plugins.report.page import render
 from medmllm_plugins.report.run_collection import collect_runs
+from medmllm_plugins.report.tables.data_dictionary import data_dictionary
 from medmllm_plugins.utils.atomic_files import write_whole
 
 _REPORT: Final = "report.json"
 _FOLDERS: Final = ("tables", "figures")
-_OWN: Final = re.compile(r"(?:tables|figures)/[^/\\\0.][^/\\\0]*\.(?:csv|svg|png)")
+DICTIONARY: Final = "tables/README.md"
+"""Definitions of all columns of the tables."""
+_OWN: Final = re.compile(r"(?:tables|figures)/[^/\\\0.][^/\\\0]*\.(?:csv|md|pdf|svg|png)")
 _MAX_NAME: Final = 120
 """Bytes of a data set's name in a file name; file systems allow 255 with prefix and suffix."""
 
 
-def write_report(folders: Sequence[Path], output: Path) -> Report:
+def write_report(folders: Sequence[Path], output: Path, *, images: bool = True) -> Report:
     """Read run folders and write their report.
 
     Args:
         folders: run folders.
         output: the page, ``….html``. The folder ``…_files`` next to it gets ``report.json``, ``methods.txt``,
-            ``tables/*.csv`` and ``figures/*.svg`` and ``*.png``; those of an earlier report are replaced, and other
-            files are left alone.
+            ``tables/*.csv`` with their data dictionary, and ``figures/*.pdf``, ``*.svg`` and ``*.png``; those of an
+            earlier report are replaced, and other files are left alone.
+        images: whether the page has pictures of documents and maps.
 
     Raises:
         OptionError: ``output`` is not an HTML file name, or cannot be written.
@@ -38,9 +42,9 @@ def write_report(folders: Sequence[Path], output: Path) -> Report:
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise OptionError(f"Expected argument `output` to end in .html, got {str(output)!r}. Use -o report.html.")
-    report = build_report(collect_runs(folders))
+    report = build_report(collect_runs(folders), images=images)
     files_folder = output.with_name(f"{output.stem}_files")
-    html = render(report, files_folder.name)
+    html = render(report, files_folder.name, table_paths(report))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _write_files(files_folder, report)
@@ -52,6 +56,13 @@ def write_report(folders: Sequence[Path], output: Path) -> Report:
     return report
 
 
+def read_record(output: Path) -> dict[str, Any]:
+    """Return the content of ``report.json`` beside a page that was written."""
+    path = output.with_name(f"{output.stem}_files") / _REPORT
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
 def _write_files(folder: Path, report: Report) -> None:
     contents = _contents(report)
     # Files of an earlier report must not be mistaken for this one's; other people's files stay.
@@ -59,7 +70,7 @@ def _write_files(folder: Path, report: Report) -> None:
         (folder / name).unlink(missing_ok=True)
     for subfolder in _FOLDERS:
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
-    record = report.to_dict() | {"files": sorted(contents)}
+    record = report.record(sorted(contents)).to_dict()
     # Written first, so that the next report knows the files even if this one is interrupted.
     write_whole(folder / _REPORT, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(folder / "methods.txt", report.methods.text())
@@ -73,17 +84,29 @@ def _write_files(folder: Path, report: Report) -> None:
 
 
 def _contents(report: Report) -> dict[str, str | bytes]:
-    """Return the tables and figures by their paths in the folder."""
+    """Return the tables, their data dictionary and the figures by their paths in the folder."""
     names = file_names([section.dataset.name for section in report.sections])
-    contents: dict[str, str | bytes] = {f"tables/{table.stem}.csv": table.csv() for table in (report.runs, report.data)}
+    paths = table_paths(report)
+    tables = {paths[table.stem]: table for table in report.tables() if table.rows}
+    figures: dict[str, bytes] = {}
     for section in report.sections:
         name = section.dataset.name
-        for table in section.filled_tables:
-            contents[f"tables/{names[name]}{table.stem.removeprefix(name)}.csv"] = table.csv()
         for drawing in section.figures.values():
             path = f"figures/{names[name]}{drawing.stem.removeprefix(name)}"
-            contents |= {f"{path}.svg": drawing.svg, f"{path}.png": drawing.png}
-    return contents
+            figures |= {f"{path}{ending}": content for ending, content in drawing.files.items()}
+    dictionary = data_dictionary({Path(path).name: table for path, table in tables.items()})
+    return {**{path: table.csv() for path, table in tables.items()}, DICTIONARY: dictionary, **figures}
+
+
+def table_paths(report: Report) -> dict[str, str]:
+    """Return the path of each table's CSV file in the folder, by the table's stem."""
+    names = file_names([section.dataset.name for section in report.sections])
+    paths = {table.stem: f"tables/{table.stem}.csv" for table in (report.runs, report.data)}
+    for section, documents in zip(report.sections, report.documents, strict=True):
+        name = section.dataset.name
+        for table in (*section.filled_tables, documents):
+            paths[table.stem] = f"tables/{names[name]}{table.stem.removeprefix(name)}.csv"
+    return paths
 
 
 def _files_of_earlier_report(path: Path) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from medmllm_plugins.metrics.classification import Floats
-from medmllm_plugins.metrics.outcomes import Outcome
+from medmllm_plugins.metrics.classification import Floats, Ints
 from medmllm_plugins.metrics.ranking import log_odds
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.utils.json_values import clean
@@ -40,35 +40,61 @@ def roc_curves(result: TaskResult) -> list[RocCurve]:
     outcomes = result.task.outcomes
     if not outcomes or any(outcome.scores is None for outcome in outcomes):
         return []
-    by_variant: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_variant.setdefault(outcome.variant, []).append(outcome)
-    curves = [_variant_curves(result, rows) for rows in by_variant.values()]
-    names = dict.fromkeys(name for variant in curves for name in variant)
-    return [_mean_curve(name, [variant[name] for variant in curves if name in variant]) for name in names]
+    by_variant: dict[str, list[int]] = {}
+    for index, outcome in enumerate(outcomes):
+        by_variant.setdefault(outcome.variant, []).append(index)
+    variants = [class_scores(result, rows) for rows in by_variant.values()]
+    names = dict.fromkeys(name for variant in variants for name in variant)
+    curves: dict[str, list[RocCurve]] = {
+        name: [
+            curve
+            for variant in variants
+            if name in variant and (curve := _curve(name, variant[name].score, variant[name].positive)) is not None
+        ]
+        for name in names
+    }
+    return [mean_curve(name, members) for name, members in curves.items() if members]
 
 
-def _variant_curves(result: TaskResult, rows: Sequence[Outcome]) -> dict[str, tuple[Floats, Floats, int]]:
-    """Return 1 - specificity, sensitivity and number of positives of each class, for rows asked in one way."""
-    scores: dict[str, tuple[Floats, npt.NDArray[np.bool_]]] = {}
+class ClassScores(NamedTuple):
+    """The score of one class: log-odds (m,), whether it is the true class (m,), and index of each row (m,)."""
+
+    score: Floats
+    positive: npt.NDArray[np.bool_]
+    rows: Ints
+
+
+def class_scores(result: TaskResult, rows: Sequence[int]) -> dict[str, ClassScores]:
+    """Return the scores of each class or finding for rows that were asked in one way; empty without label scores.
+
+    Args:
+        result: the result.
+        rows: indices of its outcomes.
+    """
+    outcomes = result.task.outcomes
+    scores: dict[str, ClassScores] = {}
     if result.multilabel:
-        for finding in dict.fromkeys(clean(row.finding) for row in rows):
-            members = [row for row in rows if clean(row.finding) == finding]
-            if {len(row.scores or ()) for row in members} != {2}:
+        by_finding: dict[str, list[int]] = {}
+        for row in rows:
+            by_finding.setdefault(clean(outcomes[row].finding), []).append(row)
+        for finding, members in by_finding.items():
+            if {len(outcomes[row].scores or ()) for row in members} != {2}:
                 return {}
-            odds = log_odds(np.array([row.scores for row in members], dtype=np.float64))[:, 0]
-            scores[finding] = odds, np.array([row.label == "yes" for row in members])
-    else:
-        labels = result.task.labels
-        if {len(row.scores or ()) for row in rows} != {len(labels)} or len(labels) < 2:
-            return {}
-        odds = log_odds(np.array([row.scores for row in rows], dtype=np.float64))
-        for index, label in enumerate(labels):
-            scores[label] = odds[:, index], np.array([clean(row.label) == label for row in rows])
-    return {name: curve for name, pair in scores.items() if (curve := _curve(*pair)) is not None}
+            odds = log_odds(np.array([outcomes[row].scores for row in members], dtype=np.float64))[:, 0]
+            positive = np.array([outcomes[row].label == "yes" for row in members])
+            scores[finding] = ClassScores(odds, positive, np.array(members, dtype=np.intp))
+        return scores
+    labels = result.task.labels
+    if {len(outcomes[row].scores or ()) for row in rows} != {len(labels)} or len(labels) < 2:
+        return {}
+    odds = log_odds(np.array([outcomes[row].scores for row in rows], dtype=np.float64))
+    for index, label in enumerate(labels):
+        positive = np.array([clean(outcomes[row].label) == label for row in rows])
+        scores[label] = ClassScores(odds[:, index], positive, np.array(rows, dtype=np.intp))
+    return scores
 
 
-def _curve(score: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, int] | None:
+def _curve(name: str, score: Floats, positive: npt.NDArray[np.bool_]) -> RocCurve | None:
     """Return the curve of one class; ``None`` without positives or without negatives."""
     if positive.all() or not positive.any():
         return None
@@ -78,23 +104,32 @@ def _curve(score: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Floats, Floa
     ends_of_ties = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     y = np.concatenate([[0.0], np.cumsum(hit)[ends_of_ties] / hit.sum()])
     x = np.concatenate([[0.0], np.cumsum(~hit)[ends_of_ties] / (~hit).sum()])
-    return x, y, int(positive.sum())
+    return RocCurve(name, x, y, _area(x, y), int(positive.sum()))
 
 
-def _mean_curve(name: str, curves: Sequence[tuple[Floats, Floats, int]]) -> RocCurve:
-    """Return the mean sensitivity at each specificity, thinned; its area is the mean of the areas."""
-    x, y, count = curves[0]
+def mean_curve(name: str, curves: Sequence[RocCurve]) -> RocCurve:
+    """Return the mean sensitivity at each specificity, thinned; its area is the mean of the areas.
+
+    Args:
+        name: name of the curve.
+        curves: at least one; the number of positives is that of the first.
+    """
+    x, y = curves[0].x, curves[0].y
     if len(curves) > 1:
-        grid = np.unique(np.concatenate([curve[0] for curve in curves]))
+        grid = np.unique(np.concatenate([curve.x for curve in curves]))
         # Where a curve rises vertically it has two heights, and both count.
-        low, high = (np.mean([_height(*curve[:2], grid, side) for curve in curves], axis=0) for side in (0, 1))
+        low, high = (np.mean([_height(curve.x, curve.y, grid, side) for curve in curves], axis=0) for side in (0, 1))
         x, y = np.repeat(grid, 2), np.stack([low, high], axis=1).ravel()
-    area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
+    area = _area(x, y)
     # Inner points of a straight stretch add nothing but bytes.
     flat_x, flat_y = np.diff(x) == 0, np.diff(y) == 0
     keep = np.ones(len(x), dtype=bool)
     keep[1:-1] = ~(flat_x[:-1] & flat_x[1:] | flat_y[:-1] & flat_y[1:])
-    return RocCurve(name, x[keep], y[keep], area, count)
+    return RocCurve(name, x[keep], y[keep], area, curves[0].positives)
+
+
+def _area(x: Floats, y: Floats) -> float:
+    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
 
 
 def _height(x: Floats, y: Floats, grid: Floats, side: int) -> Floats:

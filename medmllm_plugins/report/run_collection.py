@@ -277,11 +277,15 @@ def _dataset_runs(name: str, results: list[TaskResult], spec: DatasetSpec | None
     return DatasetRuns(name, title, spec, tuple(results), divided=len(fingerprints) > 1)
 
 
-def _rank(result: TaskResult) -> tuple[int, int, int, str]:
-    """Sort the plain closed-set question first; among equal questions, the one with most documents."""
+def _rank(result: TaskResult) -> tuple[int, int, int, bool, str]:
+    """Sort the plain closed-set question first; among equal questions, the one with most documents.
+
+    Of two with equally many, the run that only evaluates comes before one that analyses.
+    """
     protocol = result.task.settings.protocol
     index = PROTOCOLS.index(protocol) if protocol in PROTOCOLS else len(PROTOCOLS)
-    return (int(not result.task.plain), index, -len(result.task.outcomes), result.task.name)
+    documents = len(result.task.outcomes)
+    return (int(not result.task.plain), index, -documents, result.task.analysed, result.task.name)
 
 
 def _neighbouring_references(runs: Sequence[RunFolder]) -> list[Path]:

@@ -21,6 +21,7 @@ from medmllm_plugins.metrics.intervals import (
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
+from medmllm_plugins.results.comparison import holm, sign_flip
 
 Key: TypeAlias = tuple[str, str, str]
 """Document, finding and variant of a row."""
@@ -108,6 +109,9 @@ class Difference:
         first_alone: number of these that the first alone answered correctly; errors that are fixed, if it is the second
             with a repair.
         second_alone: likewise for the second; new errors.
+        p: two-sided p-value of the difference, by flipping the signs of whole groups' differences; NaN without shared
+            questions.
+        p_holm: ``p`` corrected for the number of pairs of the data set (Holm 1979).
     """
 
     first: TaskResult
@@ -117,6 +121,8 @@ class Difference:
     shared: int
     first_alone: int
     second_alone: int
+    p: float = math.nan
+    p_holm: float = math.nan
 
     def seen_from(self, result: TaskResult) -> Estimate:
         """Return the difference as one of the two minus the other."""
@@ -135,12 +141,13 @@ def model_differences(dataset: DatasetRuns) -> list[Difference]:
     pairs = [(first, second) for first, second in combinations(results, 2) if not mismatch(first, second)]
     correct = {id(result): correct_rows(result) for result in results}
     groups = {id(result): row_groups(result) for result in results}
-    differences = paired_differences(
-        {
-            str(index): (correct[id(first)], correct[id(second)], groups[id(first)])
-            for index, (first, second) in enumerate(pairs)
-        }
-    )
+    rows = {
+        str(index): (correct[id(first)], correct[id(second)], groups[id(first)])
+        for index, (first, second) in enumerate(pairs)
+    }
+    differences = paired_differences(rows)
+    p_values = {name: sign_flip(_group_sums(rows[name])) for name in differences}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
         Difference(
             first,
@@ -148,9 +155,20 @@ def model_differences(dataset: DatasetRuns) -> list[Difference]:
             *differences.get(str(index), NO_DIFFERENCE),
             _correct_alone(correct[id(first)], correct[id(second)]),
             _correct_alone(correct[id(second)], correct[id(first)]),
+            p_values.get(str(index), math.nan),
+            corrected.get(str(index), math.nan),
         )
         for index, (first, second) in enumerate(pairs)
     ]
+
+
+def _group_sums(pair: Pair) -> Floats:
+    """Return the sum of the differences of each group over the rows that both sides have."""
+    first, second, group_of = pair
+    shared = sorted(first.keys() & second.keys())
+    _, group = np.unique([group_of[key] for key in shared], return_inverse=True)
+    sums: Floats = np.bincount(group, [first[key] - second[key] for key in shared]).astype(np.float64)
+    return sums
 
 
 def _correct_alone(correct: Mapping[Key, float], other: Mapping[Key, float]) -> int:

@@ -47,16 +47,18 @@ class Subject:
 
 
 def group_subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, Subject]]:
-    """Group runs by model; a run with a task that the model already has starts another subject.
+    """Group runs by model; a second plain evaluation of a task by the same model starts another subject.
+
+    Runs that add analyses to a task, such as the repairs of ``medmllm repair``, belong to the model of the evaluation.
 
     Returns:
         The subjects, models first, and the subject of each run by the run's :func:`id`.
     """
     bundles: list[tuple[tuple[str, ...], list[RunFolder]]] = []
     for run in runs:
-        key, names = _key(run), {task.name for task in run.tasks}
+        key, names = _key(run), _evaluated(run)
         for other_key, members in bundles:
-            if key == other_key and not names & {task.name for member in members for task in member.tasks}:
+            if key == other_key and not names & {name for member in members for name in _evaluated(member)}:
                 members.append(run)
                 break
         else:
@@ -70,6 +72,11 @@ def group_subjects(runs: Sequence[RunFolder]) -> tuple[list[Subject], dict[int, 
         for index, (label, members) in enumerate(labelled)
     ]
     return subjects, {id(run): subject for subject in subjects for run in subject.runs}
+
+
+def _evaluated(run: RunFolder) -> set[str]:
+    """Return the tasks that a run only evaluates, without analyses of the answers."""
+    return {task.name for task in run.tasks if not task.analysed}
 
 
 def _key(run: RunFolder) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import zlib
 from importlib.resources import files
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from medmllm_plugins.utils.plain_text import listed, quantity
 
 BREAK: Final = "\x1e"
 """Separates the texts of one macro, as ``{{ next }}``; ``clean`` replaces this character in values."""
+_NO_ID: Final = re.compile(r"[^A-Za-z0-9._-]")
 _SPACE: Final = re.compile(r"[ \t\n]+")
 
 
@@ -35,9 +37,20 @@ def environment(*, autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     names = ("cut", "decimal", "interval", "percent", "points", "sentence_case")
-    made.filters |= {"listed": listed, "quantity": quantity, **{name: getattr(formatting, name) for name in names}}
+    made.filters |= {
+        "anchor": anchor,
+        "listed": listed,
+        "quantity": quantity,
+        **{name: getattr(formatting, name) for name in names},
+    }
     made.globals |= {"known": known, "joint": _joint, "next": BREAK, "failure_modes": TITLES}
     return made
+
+
+def anchor(name: str) -> str:
+    """Return a name as part of an id that a link can lead to; different names stay different."""
+    safe = _NO_ID.sub("-", name)
+    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode('utf-8')):08x}"
 
 
 def _joint(loop: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
 
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known, number
+from medmllm_plugins.metrics.guessing import GUESSES
+from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
 from medmllm_plugins.metrics.multilabel import FindingsSummary
 from medmllm_plugins.prompts.task_names import inspection_task
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
@@ -25,14 +25,9 @@ from medmllm_plugins.report.run_pairs import (
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.probe_records import Diagnosis, ProbeAnalysis
+from medmllm_plugins.results.report_records import ReferenceRecord, VerdictRecord
 from medmllm_plugins.results.scoring import unreadable_warning
 from medmllm_plugins.utils.json_values import clean
-
-GUESSES: Final = {
-    "majority_class": "always guessing the most common class",
-    "always_no": "always answering no",
-}
-"""Constant answers by their names in the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +95,26 @@ class Verdict:
         return text("verdict.txt.jinja", "verdict", verdict=self)
 
     @property
+    def answers_match_reference(self) -> bool:
+        """Whether the answers are at least as accurate as a reference classifier that is better than guessing."""
+        return _matches(self.reference)
+
+    @property
     def unit(self) -> str:
         """Noun for what the questions are about."""
         if self.result.multilabel or self.result.task.varied:
             return "question"
+        return self.document_unit
+
+    @property
+    def document_unit(self) -> str:
+        """Noun for a document."""
         return "volume" if self.dataset.spec is not None and self.dataset.spec.dimensions == 3 else "image"
+
+    @property
+    def parsed(self) -> float:
+        """Share of the answers that could be read; NaN where it is not known."""
+        return self.result.metrics.get("parsed", UNKNOWN).value
 
     @property
     def group_unit(self) -> str:
@@ -112,38 +122,39 @@ class Verdict:
         groups = {outcome.group.casefold()[:7] for outcome in self.result.task.outcomes}
         return "patient" if groups == {"patient"} else "group"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        reference = self.reference
-        apart = {"name": reference.name, "accuracy": reference.accuracy.to_dict(), "reason": reference.reason}
-        compared = {
-            "reference_accuracy": number(reference.shared_accuracy),
-            "difference_from_reference": reference.difference.to_dict(),
-            "difference_from_reference_questions": reference.shared,
-        }
-        return {
-            "model": self.subject.label,
-            "task": self.result.task.name,
-            "sentence": self.sentence,
-            "unreadable": self.unread,
-            "accuracy": self.accuracy.to_dict(),
-            "questions": self.questions,
-            "guess": self.guess.name,
-            "guess_accuracy": number(self.guess.accuracy.value),
-            "difference_from_guess": self.guess.difference.to_dict(),
-            "difference_from_guess_questions": self.guess.shared,
-            "reference": reference.name if reference.compared else "",
-            **(compared if reference.compared else {}),
-            "reference_not_compared": apart if reference.name and not reference.compared else None,
-            "probed": self.probed,
-            "named": self.diagnosis.named,
-            "readable_until": self.diagnosis.readable_until,
-            "candidates": list(self.diagnosis.candidates),
-            "reasons": list(self.diagnosis.reasons),
-            "supported": [effect.mode for effect in self.diagnosis.supported],
-            "undecided": list(self.diagnosis.undecided),
-            "ruled_out": list(self.diagnosis.ruled_out),
-        }
+    def record(self) -> VerdictRecord:
+        """Return the verdict as ``report.json`` has it."""
+        reference, diagnosis = self.reference, self.diagnosis
+        apart = reference.name and not reference.compared
+        return VerdictRecord(
+            model=self.subject.label,
+            task=self.result.task.name,
+            sentence=self.sentence,
+            unreadable=self.unread,
+            accuracy=self.accuracy,
+            questions=self.questions,
+            guess=self.guess.name,
+            guess_accuracy=self.guess.accuracy.value,
+            difference_from_guess=self.guess.difference,
+            difference_from_guess_questions=self.guess.shared,
+            reference=reference.name if reference.compared else "",
+            reference_accuracy=reference.shared_accuracy if reference.compared else math.nan,
+            difference_from_reference=reference.difference if reference.compared else UNKNOWN,
+            difference_from_reference_questions=reference.shared if reference.compared else 0,
+            reference_not_compared=(
+                ReferenceRecord(name=reference.name, accuracy=reference.accuracy, reason=reference.reason)
+                if apart
+                else None
+            ),
+            probed=self.probed,
+            named=diagnosis.named,
+            readable_until=diagnosis.readable_until,
+            candidates=tuple(diagnosis.candidates),
+            reasons=tuple(diagnosis.reasons),
+            supported=tuple(effect.mode for effect in diagnosis.supported),
+            undecided=tuple(diagnosis.undecided),
+            ruled_out=tuple(diagnosis.ruled_out),
+        )
 
 
 def verdicts(dataset: DatasetRuns) -> list[Verdict]:
@@ -194,10 +205,27 @@ def _most_common_class(result: TaskResult, labels: Sequence[str]) -> str:
     return majority or max(result.task.labels or sorted(set(labels)), key=labels.count)
 
 
+def _matches(reference: BaselineComparison) -> bool:
+    gap = reference.difference.value
+    return reference.compared and reference.informative and known(gap) and gap >= 0
+
+
+def _consistent(diagnosis: Diagnosis, reference: BaselineComparison) -> Diagnosis:
+    """Return a diagnosis that names nothing if the answers match the reference classifier.
+
+    The diagnosis follows the same rule, but may be older than the reference classifier of the report.
+    """
+    if not _matches(reference) or diagnosis.patched or diagnosis.named is None:
+        return diagnosis
+    reason = text("verdict.txt.jinja", "matches_reference")
+    return replace(diagnosis, named=None, readable_until="", candidates=(), reasons=(reason,))
+
+
 def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str, PairedDifference]) -> Verdict:
     probed, probing = _probing_of(dataset, result.subject)
     name, accuracy = result.guess
     summary = result.task.summary
+    reference = BaselineComparison() if result.subject.reference else _reference(dataset, result, probing, differences)
     return Verdict(
         subject=result.subject,
         dataset=dataset,
@@ -209,12 +237,10 @@ def _verdict(dataset: DatasetRuns, result: TaskResult, differences: Mapping[str,
             Estimate(accuracy, math.nan, math.nan),
             *differences.get(_name(result), NO_DIFFERENCE),
         ),
-        reference=(
-            BaselineComparison() if result.subject.reference else _reference(dataset, result, probing, differences)
-        ),
+        reference=reference,
         probed=probed,
         probe_task=inspection_task(result.task.name.partition(":")[0], "probe"),
-        diagnosis=probing.diagnosis if probing else Diagnosis(effects=()),
+        diagnosis=_consistent(probing.diagnosis, reference) if probing else Diagnosis(effects=()),
         unread="" if summary is None else unreadable_warning(summary, dataset.spec, result.run.manifest.model),
     )
 
@@ -235,7 +261,9 @@ def _reference(
     if probing is not None and known(probing.reference):
         # Its run is not among these, but the diagnosis was compared with it.
         gap = Estimate(probing.answer.value - probing.reference.value, math.nan, math.nan)
-        return BaselineComparison(probing.reference_name, probing.reference, gap, probing.reference.value)
+        informative = not known(probing.reference.low) or probing.reference.low > probing.majority
+        name, accuracy = probing.reference_name, probing.reference
+        return BaselineComparison(name, accuracy, gap, accuracy.value, informative=informative)
     for reference in dataset.references:
         accuracy = reference.metrics.get("accuracy", UNKNOWN)
         return BaselineComparison(reference.subject.label, accuracy, obstacle=_obstacle(result, reference))
@@ -254,9 +282,9 @@ def _obstacle(result: TaskResult, reference: TaskResult) -> str:
 
 
 def _probing_of(dataset: DatasetRuns, subject: Subject) -> tuple[str, ProbeAnalysis | None]:
-    """Return the plainest task of a subject that has probes, and its probes."""
+    """Return the plainest task of a subject that has probes, and its probes; those with a reference first."""
     probed = [(result.task, probing) for result, probing in dataset.probed() if result.subject is subject]
     if not probed:
         return "", None
-    task, probing = min(probed, key=lambda pair: (not pair[0].plain, pair[0].name))
+    task, probing = min(probed, key=lambda pair: (not pair[0].plain, pair[0].name, not known(pair[1].reference)))
     return task.name, probing

@@ -242,7 +242,7 @@ def render(comparisons: Sequence[Comparison]) -> str:
     ]
     for comparison in comparisons:
         gap = comparison.accuracy
-        interval = "no interval" if math.isnan(gap.low) else f"{gap.low:+.1%} to {gap.high:+.1%}"
+        interval = "no interval" if math.isnan(gap.low) else f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
         rows.append(
             (
                 comparison.task,
@@ -250,7 +250,7 @@ def render(comparisons: Sequence[Comparison]) -> str:
                 str(comparison.n_groups),
                 f"{comparison.first:.1%}",
                 f"{comparison.second:.1%}",
-                f"{gap.value:+.1%} ({interval})",
+                f"{100 * gap.value:+.1f} points ({interval})",
                 *map(_format_p, (comparison.p, comparison.p_holm, comparison.p_mcnemar)),
             )
         )

@@ -204,6 +204,11 @@ class Diagnosis(Record):
         return tuple(effect for effect in self.supported if effect.before != unread)
 
     @property
+    def uncertain(self) -> bool:
+        """Whether a single mode loses accuracy and is still not named, for one of the ``reasons``."""
+        return self.named is None and not self.patched and len(self.supported) == 1
+
+    @property
     def undecided(self) -> tuple[Mode, ...]:
         """The modes whose verdict is ``cannot tell``."""
         return tuple(effect.mode for effect in self.effects if effect.verdict == "cannot tell")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,23 +13,45 @@ from medmllm_plugins.results.manifest import Manifest, read_manifest
 BLIND: Final = "majority"
 """Method of the reference classifier that sees no image."""
 _SHOWN: Final = 10
+_DEPTH: Final = 4
+"""Levels of folders that are searched for runs."""
 
 
 def run_folders(folder: Path) -> list[Path]:
     """Return the run folders that a path means, the oldest first.
 
     Args:
-        folder: a run folder, which means itself; or the ``--output_path`` of evaluations, or the folder in it that
-            holds their runs. Folders whose names begin with a dot, as those of unfinished answers do, are left out.
+        folder: a run folder, which means itself; or the ``--output_path`` of evaluations, the folder in it that holds
+            their runs, or a folder of several of these, up to :data:`_DEPTH` levels above the runs. Folders whose names
+            begin with a dot, as those of unfinished answers do, are left out.
 
     Returns:
         The folder itself where there is no run below it, so that whoever reads it says what is missing.
     """
     if (folder / MANIFEST).is_file():
         return [folder]
-    inside = [path.parent for pattern in (f"{RUNS}/*", "*") for path in folder.glob(f"{pattern}/{MANIFEST}")]
-    inside = [path for path in inside if not path.name.startswith(".")]
-    return sorted(dict.fromkeys(inside), key=lambda path: (_started(path), path.name)) or [folder]
+    return sorted(_runs_below(folder, _DEPTH), key=lambda path: (_started(path), path.name)) or [folder]
+
+
+def _runs_below(folder: Path, levels: int) -> Iterator[Path]:
+    """Yield the run folders below a folder; what is inside of one is not searched."""
+    for path in _subfolders(folder):
+        if (path / MANIFEST).is_file() and (folder.name == RUNS or _is_ours(path) or levels == _DEPTH):
+            yield path
+        elif levels > 1:
+            yield from _runs_below(path, levels - 1)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # a folder that cannot be read, or no folder
+        return []
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a manifest is that of a run: other programs have files of that name, too."""
+    return _manifest(folder) != Manifest()
 
 
 def one_run(folder: Path, *, holding: str = "") -> Path:
@@ -68,6 +90,18 @@ def describe_run(folder: Path) -> str:
     words += [_cut(name)] if name else []
     words += [_cut(", ".join(manifest.tasks))] if manifest.tasks else []
     return ", ".join(words + ([] if manifest.finished else ["not finished"]))
+
+
+def run_label(folder: Path) -> str:
+    """Return a short name of the model of a run, with its checkpoint, adapter and repair; the folder's without one."""
+    model = _manifest(folder).model
+    if model is None or not model.name:
+        return _cut(folder.resolve().name)
+    size = f" ({_cut(Path(model.pretrained).name)})" if model.pretrained else ""
+    changes = {"adapter": model.peft, "repair": model.repair}
+    return f"{_cut(model.name)}{size}" + "".join(
+        f", {kind} {_cut(Path(path).name)}" for kind, path in changes.items() if path
+    )
 
 
 def finished_baselines(parents: Iterable[Path], fingerprint: str, pattern: str = "*") -> list[Path]:

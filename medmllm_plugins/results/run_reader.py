@@ -157,6 +157,12 @@ class TaskRun:
         return self.image == "shown" and not self.varied
 
     @property
+    def analysed(self) -> bool:
+        """Whether it holds more than answers: probes, attributions, interventions or repairs."""
+        records = (self.probing, self.attributions, self.patching, self.interchange, self.knockout, self.steering)
+        return any(record is not None for record in (*records, self.interventions, self.repairs))
+
+    @property
     def scored(self) -> bool:
         """Whether there are figures of its answers."""
         return self.summary is not None and bool(self.summary.metrics)

@@ -1,4 +1,4 @@
-"""JSON Schema of every record of a run: ``python -m medmllm_plugins.results.schema docs/schemas [--check]``."""
+"""JSON Schema of runs and reports: ``python -m medmllm_plugins.results.schema docs/schemas [--check]``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from medmllm_plugins.results.manifest import Manifest
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import ProbeAnalysis
 from medmllm_plugins.results.repair_records import RepairStudy
+from medmllm_plugins.results.report_records import ReportRecord
 from medmllm_plugins.results.steering_records import Steering
 from medmllm_plugins.utils.record import Record, VersionedRecord, field_types
 
@@ -46,6 +47,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "repairs": RepairStudy,
     "folds": FoldManifest,
     "feature_store": Header,
+    "report": ReportRecord,
 }
 """The records that are files, or lines of files, by the name of their schema."""
 _SCALARS: Final[Mapping[Any, dict[str, Any]]] = {

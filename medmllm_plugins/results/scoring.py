@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from medmllm_plugins.data.core import fold_manifest
 from medmllm_plugins.data.core.dataset_spec import DatasetSpec
 from medmllm_plugins.data.loading.dataset import Dataset
+from medmllm_plugins.metrics.guessing import GUESSES, constant_guess
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.metrics.readability import DEMO_NOTE, AnySummary, unreadable
 from medmllm_plugins.plugins.specs import DEMO
@@ -49,6 +51,26 @@ def unreadable_warning(summary: AnySummary, spec: DatasetSpec | None, model: Mod
         return ""
     is_demo = model is not None and model.pretrained == DEMO and (spec is None or spec.layout != "phantoms")
     return shortfall.sentences(DEMO_NOTE if is_demo else "")
+
+
+def result_sentence(task: str, summary: AnySummary, *, questions: int | None = None, warning: str = "") -> str:
+    """Return the result of a task in one sentence: accuracy, its interval, and what guessing scores.
+
+    Args:
+        task: the task's name.
+        summary: its metrics.
+        questions: number of its questions, of which ``--limit`` leaves some out.
+        warning: of :func:`unreadable_warning`, which takes the place of an accuracy that says little.
+    """
+    left_out = f" Only {summary.n} of {questions} questions were asked." if (questions or 0) > summary.n else ""
+    if warning:
+        return f"{task}: {warning}{left_out}"
+    accuracy, (guess, share) = summary.metrics["accuracy"], constant_guess(summary.baselines)
+    interval = "no interval: one group"
+    if not math.isnan(accuracy.low):
+        interval = f"95% CI {100 * accuracy.low:.1f}–{100 * accuracy.high:.1f}"
+    guessing = f"; {GUESSES[guess]}: {share:.1%}" if guess else ""
+    return f"{task}: accuracy {accuracy.value:.1%} ({interval}{guessing}).{left_out}"
 
 
 def classes_of(settings: TaskSettings) -> Classes:

@@ -27,6 +27,8 @@ from medmllm_plugins.utils.plain_text import text_table
 DOCUMENTS: Final = 80
 """Documents of the test fold in a trial."""
 BATCH: Final = 40
+TWIN_STRENGTH: Final[Strength] = 3
+"""Strength of the faults."""
 GROUPS: Final[tuple[FaultGroup, ...]] = ("destroying", "form", "held-out form")
 """Groups of single faults that are tried. Faults of the preprocessing change what both models see."""
 NEEDS_FEATURES: Final = ("directions_removed",)
@@ -132,7 +134,7 @@ def twin_selfcheck(
     data: Dataset,
     *,
     seeds: Sequence[int],
-    strength: Strength = 3,
+    strength: Strength = TWIN_STRENGTH,
     kinds: Sequence[str] | None = None,
     say: Callable[[str], None] | None = None,
     output: Path | None = None,

@@ -13,6 +13,7 @@ from PIL import Image
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.plugins.manager import reset
 from medmllm_plugins.results.outcome_files import load_run
+from medmllm_plugins.utils import progress
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,14 @@ def test_run_folders_that_compare_takes(
     assert main(["compare", str(first), str(second), "--json"]) == 0
     compared = json.loads(capsys.readouterr().out)["comparisons"]
     assert [comparison["accuracy"]["value"] for comparison in compared] == [0.5, 0.5]
+
+
+def test_it_says_how_far_it_is(baseline: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FIRST", 0.0), ("EVERY", 0.0), ("BEAT", 0.0005)):
+        monkeypatch.setattr(progress, name, value)
+    status, _, error = baseline("bright")
+    assert status == 0 and "bright: reading images: " in error
+    assert "bright: logistic regression: 5 fits done" in error
 
 
 def test_what_a_classifier_cannot_be_tested_on(baseline: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_an_edited_accuracy_is_never_printed(
         (runs[1] / "seal.json").unlink()
     assert main(["compare", *map(str, runs)]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split()[:5] == ["t", "4", "2", "25.0%", "75.0%"]
+    assert out.splitlines()[4].split()[:5] == ["t", "4", "2", "25.0%", "75.0%"]
     assert "metrics.accuracy.value is 0.99, the answers give 0.75" in out
     assert ("differ from the seal" in out) == sealed and ("cannot be checked" in out) != sealed
 
@@ -76,12 +76,31 @@ def test_an_unfinished_run_is_named(runs: tuple[Path, Path], capsys: pytest.Capt
 def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = run_folder(tmp_path / "a", [0, 0, 1, 0]), run_folder(tmp_path / "b", [1, 1, 1, 0])
     assert main(["compare", str(first), str(second)]) == 0
-    head, row = capsys.readouterr().out.splitlines()
+    *named, gap, head, row, _, note = capsys.readouterr().out.splitlines()
+    assert named == [f"first   a: {first}", f"second  b: {second}"] and gap == ""
     assert head.split()[:5] == ["task", "n", "groups", "first", "second"]
-    assert row.split()[:5] == ["t", "4", "2", "25.0%", "75.0%"]
+    assert row.split()[:7] == ["t", "4", "2", "25.0%", "75.0%", "+50.0", "points"] and row.count("%") == 2
+    assert note == "The difference is second minus first, in percentage points."
     assert main(["compare", "--json", str(first), str(second)]) == 0
-    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+    content = json.loads(capsys.readouterr().out)
+    (comparison,) = content["comparisons"]
+    assert content["first"] == {"label": "a", "folder": str(first)} and content["second"]["label"] == "b"
     assert comparison["accuracy"]["value"] == 0.5 and comparison["n_groups"] == 2
+
+
+def test_a_run_is_named_by_its_model_and_what_changed_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = run_folder(tmp_path / "a", [0, 0, 1, 0]), run_folder(tmp_path / "b", [1, 1, 1, 0])
+    for folder, model in (
+        (first, {"name": "medm_vl", "pretrained": "owner/medm-vl-2d"}),
+        (second, {"name": "medm_vl", "pretrained": "owner/medm-vl-2d", "repair": "out/repairs/affine"}),
+    ):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"medmllm_manifest": 1, "model": model}))
+        write_seal(folder)
+    assert main(["compare", str(first), str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"first   medm_vl (medm-vl-2d): {first}"
+    assert lines[1] == f"second  medm_vl (medm-vl-2d), repair affine: {second}"
 
 
 def test_no_run_folder_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

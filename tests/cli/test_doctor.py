@@ -55,6 +55,13 @@ def test_doctor_of_a_sound_installation(medmllm: Medmllm) -> None:
         assert not row["fix"] or any(line.endswith(f"-> {row['fix']}") for line in text)
 
 
+def test_what_is_there_comes_first_and_what_is_broken_last(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "a-package-not-installed"))
+    status, printed = medmllm("doctor")
+    states = [line.split()[0] for line in printed.splitlines() if not line.startswith(" ")]
+    assert status == 1 and states == ["ok"] * (len(states) - 2) + ["missing", "broken"]
+
+
 def test_a_missing_package_breaks_it(medmllm: Medmllm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "a-package-not-installed"))
     status, row = finding(medmllm, "a-package-not-installed")

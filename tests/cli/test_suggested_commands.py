@@ -6,15 +6,21 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.command_line import find_subcommand, options_of, takes_arguments
+from support.command_line import find_subcommand, options_of, subcommands, takes_arguments
+from support.run_folders import Folder, outcomes
 
 import medmllm_plugins
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.plugins.manager import get_manager
-from medmllm_plugins.prompts.task_names import split_name, task_names
+from medmllm_plugins.prompts.task_names import split_name, task_names, task_settings
+from medmllm_plugins.report.answer.next_step import INTERFACE_REPAIRS, STAGE_REPAIRS, UNREAD_REPAIRS
+from medmllm_plugins.report.run_collection import collect_runs
+from medmllm_plugins.report.sections import build_section
+from medmllm_plugins.runtime.repair_candidates import RepairOptions
 
 PACKAGE = Path(medmllm_plugins.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -93,7 +99,7 @@ def fault(command: str, own_tasks: set[str] = frozenset()) -> str:  # type: igno
         if not name:
             return f"there is no command {' '.join(words[:1])!r}" if words else ""
         options = options_of(name)
-        tasks = arguments[:1] if name == "baseline" else []
+        tasks = arguments[:1] if name in ("baseline", "repair") else []
         if not arguments and takes_arguments(name):
             return f"{name} needs arguments"
     for word in words:
@@ -130,6 +136,71 @@ def test_the_documentation_shows_commands_that_exist() -> None:
     assert models
     wrong = [f"{path}: {command}: {why}" for path, command in suggestions if (why := fault(command, own))]
     assert not wrong, "\n".join(wrong)
+
+
+def parse(command: str) -> str:
+    """What is wrong with a command; an empty text where its parser takes it, else an error. Nothing is run."""
+    words = shlex.split(command)
+    if words[0] == "lmms-eval":
+        return fault(command)
+    name, arguments = find_subcommand(words[1:])
+    try:
+        context = subcommands()[name].make_context(name, list(arguments))
+        RepairOptions(candidates=tuple(context.params.get("candidates") or ()))
+        if name == "repair":
+            assert context.params["model_args"].startswith("pretrained=")
+            task_settings(context.params["task"])
+    except OptionError as error:
+        return str(error)
+    return fault(command)
+
+
+@pytest.mark.parametrize(
+    ("task", "checkpoint"),
+    [
+        ("med_probe_demo:n=16", "demo"),
+        ("med_probe_busi_letter", "models/stage 2"),
+        ("med_cls_covid19_ct:paraphrase=2", "it's"),
+    ],
+)
+def test_every_command_of_the_next_step_can_be_copied(tmp_path: Path, task: str, checkpoint: str) -> None:
+    """Each rule of the box in turn, on several data sets, with checkpoints that a shell would split."""
+    data_set = task.removeprefix("med_probe_").removeprefix("med_cls_").partition(":")[0].removesuffix("_letter")
+    facts = {"dataset": data_set, "protocol": "letter" if "_letter" in task else "closed_set"}
+    rows = outcomes()
+    mute = [replace(row, predicted=None, status="refusal") for row in rows]
+    folders = [
+        Folder(tmp_path / "a", "medm_vl", fingerprint="a" * 64).answers(task, rows, **facts),
+        Folder(tmp_path / "b", "medm_vl", fingerprint="b").answers(task, mute, **facts),
+        Folder(tmp_path / "c", "medm_vl", fingerprint="c").answers(task, rows, documents=480, **facts),
+        Folder(tmp_path / "d", "medm_vl", fingerprint="a" * 64).answers(task, rows, **facts).repairs(task),
+        Folder(tmp_path / "g", "medm_vl", fingerprint="g").answers(task, rows, **facts).repairs(task, helps=False),
+        Folder(tmp_path / "e", "baseline pixels", baseline="pixels").answers(task, mute, **facts),
+    ]
+    for mode in ("connector", None):
+        made = Folder(tmp_path / f"probed {mode}", "medm_vl", fingerprint=f"p {mode}")
+        folders.append(made.answers(task, rows, **facts).probes(task, named=mode))
+    for folder in folders[:5] + folders[6:]:
+        folder.manifest["command"] |= {"model_args": f"pretrained={checkpoint},dtype=float32,api_key=x"}
+        folder.write()
+    (part,) = collect_runs([folder.folder for folder in folders]).datasets
+    steps = build_section(part).answer.steps
+    kinds = {"unread", "limited", "repaired", "not_repaired", "connector", "no_loss"}
+    assert {step.kind for step in steps} == kinds
+    lines = {command.line for step in steps for command in step.commands}
+    assert {" ".join(line.split()[:2]) for line in lines} >= {"medmllm repair", "medmllm baseline", "lmms-eval --model"}
+    wrong = [f"{line}: {why}" for line in sorted(lines) if (why := parse(line))]
+    assert not wrong, "\n".join(wrong)
+    assert all(checkpoint in "".join(shlex.split(line)) for line in lines if "--model_args" in line)
+    assert not any("api_key" in line for line in lines)
+
+
+@pytest.mark.parametrize("names", [*STAGE_REPAIRS.values(), *INTERFACE_REPAIRS.values(), UNREAD_REPAIRS])
+def test_suggested_repairs_exist(names: tuple[str, ...]) -> None:
+    line = shlex.join(["medmllm", "repair", "med_cls_demo", "--model", "medm_vl", "--model_args", "pretrained=demo"])
+    assert parse(f"{line} --candidates {' '.join(names)}") == ""
+    assert "Expected candidates among" in parse(f"{line} --candidates nothing")
+    assert "no task med_cls_bussi" in fault("medmllm repair med_cls_bussi --model x")
 
 
 @pytest.mark.parametrize(

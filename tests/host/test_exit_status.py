@@ -85,6 +85,35 @@ def test_a_success_is_a_success(command: Command) -> None:
     assert (ended.status, said(ended.err)) == (0, [])
 
 
+def test_the_result_is_one_line_after_the_hosts_table(command: Command) -> None:
+    ended = command("--output_path", "a folder")
+    assert ended.err.splitlines()[-1].startswith("med_cls_demo: accuracy 100.0% (")
+    assert ended.err.splitlines()[-1].endswith(
+        "; always guessing the most common class: 66.7%). Only 3 of 480 questions were asked. "
+        "Report: medmllm report 'a folder'"
+    )
+    assert "medmllm report" not in ended.out and ended.out.rstrip().endswith("|")  # the table
+
+
+def test_the_results_of_several_tasks_have_one_report(command: Command) -> None:
+    ended = command("--tasks", "med_cls_demo,med_cls_demo_letter")
+    *_, first, second, report = ended.err.splitlines()
+    assert {line.partition(":")[0] for line in (first, second)} == {"med_cls_demo", "med_cls_demo_letter"}
+    assert report == "Report: medmllm report out"
+
+
+def test_only_the_first_process_prints_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(_: Namespace | None) -> None:
+        command_line.note_result("t: accuracy 50.0%.", "out")
+
+    for rank, expected in (("0", "t: accuracy 50.0%. Report: medmllm report out\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        command_line._command(evaluate)(None)
+        assert capsys.readouterr().err == expected
+
+
 def test_a_config_file_may_hold_several_evaluations(command: Command, tmp_path: Path) -> None:
     """One that fails does not keep the next from running, and is not forgotten."""
     path = tmp_path / "several.yaml"

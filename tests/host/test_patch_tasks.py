@@ -26,7 +26,7 @@ from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.report.figures.figure_style import style
-from medmllm_plugins.report.figures.intervention_figures import interventions
+from medmllm_plugins.report.figures.intervention_figures import intervention_evidence, interventions
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
@@ -268,9 +268,10 @@ def test_the_report_shows_where_the_checkpoints_differ(patched: Evaluated) -> No
     rows = section.tables["patches"].to_dict()["rows"]
     effects = {(row["layer"], row["tokens"]): row["restored_effect"]["value"] for row in rows}
     assert effects["vision", "all"] == 0 and effects["connector", "all"] == pytest.approx(1)
+    (evidence,) = intervention_evidence(dataset)
     with style():
-        drawing = interventions(dataset, 1)
-    assert drawing is not None and "no interchange" in drawing.svg and "no twin" not in drawing.svg
+        drawing = interventions(evidence, dataset, 1)
+    assert "no interchange" in drawing.svg and "no twin" not in drawing.svg
 
 
 def diagnosed_again(folder: Path, task: str) -> ProbeAnalysis:
@@ -327,9 +328,10 @@ def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exch
     assert len(build_section(dataset).tables["knockout"].rows) == 7
     rows = build_section(dataset).tables["interchange"].to_dict()["rows"]
     assert rows[0]["layer"] == "connector" and rows[0]["flips"]["value"] > 0.9
+    (evidence,) = intervention_evidence(dataset)
     with style():
-        drawing = interventions(dataset, 1)
-    assert drawing is not None and "the answers depend on image tokens up to" in drawing.alt
+        drawing = interventions(evidence, dataset, 1)
+    assert "the answers depend on image tokens up to" in drawing.alt
     svg = drawing.svg
     assert all(text in svg for text in ("no med_probe run", "used (interchange)", "no twin", "image tokens"))
 

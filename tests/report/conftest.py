@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
+from support.browser import start_browser
 
 from medmllm_plugins.report import assemble
 from medmllm_plugins.report.sections import FIGURES
@@ -17,3 +22,9 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def accuracy_figure_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in FIGURES.keys() - {"accuracy"}:
         monkeypatch.delitem(FIGURES, name)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    with start_browser(tmp_path / "profile") as driver:
+        yield driver

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.run_folders import Folder, findings, outcomes
 
+from medmllm_plugins.report.changed_questions import changed_questions
 from medmllm_plugins.report.methods_text import methods
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.report.run_pairs import image_controls, model_differences
+from medmllm_plugins.report.run_pairs import model_differences
 from medmllm_plugins.report.tables import answer_tables, finding_tables
 from medmllm_plugins.report.verdict import verdicts
 
@@ -53,7 +54,7 @@ def write_all(folder: Path) -> None:
         content, pairs = verdicts(part), model_differences(part)
         assert overview(part, content, pairs)
         tables = [answer_tables.metrics_table(part, content), answer_tables.differences_table(part, pairs)]
-        tables.append(answer_tables.sensitivity_table(part, image_controls(part)))
+        tables.append(answer_tables.sensitivity_table(part, changed_questions(part)))
         for table in (
             answer_tables.class_table,
             answer_tables.parsing_table,
@@ -66,7 +67,7 @@ def write_all(folder: Path) -> None:
         for result in tables:
             assert result.csv()
             assert len(result.shown()) == len(result.rows)
-            json.dumps(result.to_dict(), allow_nan=False)
+            json.dumps(result.record().to_dict(), allow_nan=False)
     assert collect_notes(gathered) and methods(gathered).text()
 
 

@@ -35,7 +35,7 @@ def patching(better: str) -> TwinPatching:
 
 def rows_of(*made: Folder) -> list[dict[str, object]]:
     (part,) = collect_runs([item.folder for item in made]).datasets
-    rows: list[dict[str, object]] = build_section(part).tables["bases"].to_dict()["rows"]
+    rows: list[dict[str, object]] = build_section(part).tables["bases"].record().to_dict()["rows"]
     return rows
 
 

@@ -15,11 +15,11 @@ from support.run_folders import Folder, outcomes
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.report import assemble
+from medmllm_plugins.report.figures import reliability_figure
 from medmllm_plugins.report.page import render
-from medmllm_plugins.report.report_files import write_report
+from medmllm_plugins.report.report_files import table_paths, write_report
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.report.sections import FIGURES
 from medmllm_plugins.utils.json_values import number
 
 HUGE = 10**400
@@ -131,7 +131,7 @@ def test_a_figure_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("no bins")
 
-    monkeypatch.setitem(FIGURES, "reliability", fail)
+    monkeypatch.setattr(reliability_figure, "reliability", fail)
     report = write_report([answered(tmp_path / "a").folder], tmp_path / "report.html")
     (said,) = [note for note in report.notes.missing if "could not be drawn" in note]
     assert "reliability" in said and "no bins" in said and "toy" in said
@@ -181,7 +181,8 @@ def test_any_value_in_any_place(whole: Path, without_figures: None, data: st.Dat
     try:
         path.write_text(json.dumps(content), encoding="utf-8")
         report = assemble.build_report(collect_runs([whole]))
-        assert render(report, "files") and json.dumps(report.to_dict(), allow_nan=False)
+        assert render(report, "files", table_paths(report))
+        assert json.dumps(report.record().to_dict(), allow_nan=False)
         assert all(table.csv() for table in report.tables())
     finally:
         path.write_text(before, encoding="utf-8")

@@ -51,6 +51,45 @@ def test_a_task_run_twice_is_two_models_of_like_name(tmp_path: Path) -> None:
     assert len(collection.subjects) == 2 and len({subject.label for subject in collection.subjects}) == 2
 
 
+def repaired(folder: Path, rows: int = 120) -> Folder:
+    """A run of ``medmllm repair``: the answers before any repair, and the study."""
+    made = Folder(folder).answers("med_cls_toy", outcomes(count=rows))
+    made.manifest["command"] = {"repair": "med_cls_toy", "model": "model-a", "model_args": "pretrained=hub/tiny"}
+    return made.write().repairs("med_cls_toy")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_repair_study_belongs_to_its_model(tmp_path: Path, order: str) -> None:
+    Folder(tmp_path / "a").answers("med_cls_toy", outcomes())
+    repaired(tmp_path / "b")
+    collection = collect_runs([tmp_path / name for name in order])
+    (subject,) = collection.subjects
+    (part,) = collection.datasets
+    main = part.main(subject)
+    assert main is not None and main.run.name == "a", "of equally many documents, the plain evaluation counts"
+    assert [result.run.name for result, _ in part.repaired()] == ["b"]
+
+
+def test_the_evaluation_with_most_documents_counts(tmp_path: Path) -> None:
+    Folder(tmp_path / "a").answers("med_cls_toy", outcomes(count=40))
+    repaired(tmp_path / "b")
+    collection = collect_runs([tmp_path / "a", tmp_path / "b"])
+    main = collection.datasets[0].main(collection.subjects[0])
+    assert main is not None and (main.run.name, len(main.task.outcomes)) == ("b", 120)
+
+
+def test_runs_that_add_analyses_belong_to_the_model(tmp_path: Path) -> None:
+    Folder(tmp_path / "a").answers("med_probe_toy", outcomes())
+    Folder(tmp_path / "b").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
+    Folder(tmp_path / "c").answers("med_probe_toy", outcomes()).probes("med_probe_toy", seed=1)
+    assert len(collect_runs([tmp_path / name for name in "abc"]).subjects) == 1
+    Folder(tmp_path / "d").answers("med_probe_toy", outcomes())
+    assert len(collect_runs([tmp_path / name for name in "abcd"]).subjects) == 2, "a second plain evaluation"
+    repaired(tmp_path / "e").tell("med_cls_toy", dataset_fingerprint="f2")
+    other = Folder(tmp_path / "f", fingerprint="other").answers("med_cls_toy", outcomes())
+    assert len(collect_runs([tmp_path / "e", other.folder]).subjects) == 2, "other weights"
+
+
 def test_the_plain_question_counts_first(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a")
     made.answers("med_cls_toy:image=blank", outcomes(seed=1), image="blank")

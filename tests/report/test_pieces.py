@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 
@@ -27,13 +26,21 @@ from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec, ProbeSpec
 from medmllm_plugins.report import formatting, methods_text
 from medmllm_plugins.report.display_names import SCORE_FORMS
-from medmllm_plugins.report.figures import answer_figures, attribution_figures, layer_figures
-from medmllm_plugins.report.figures.figure_style import THEME, style
+from medmllm_plugins.report.figures import (
+    accuracy_figure,
+    answer_figures,
+    attribution_figures,
+    health_figure,
+    roc_figure,
+)
+from medmllm_plugins.report.figures.figure_style import THEME, Drawing, style
 from medmllm_plugins.report.figures.gallery import build_gallery
 from medmllm_plugins.report.figures.parallel_figures import draw_all
+from medmllm_plugins.report.probability_checks import probability_checks
 from medmllm_plugins.report.report_notes import collect_notes
 from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, collect_runs
+from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.report.tables import answer_tables, finding_tables, layer_tables
 from medmllm_plugins.report.verdict import verdicts
 from medmllm_plugins.utils.json_values import clean, number
@@ -71,22 +78,27 @@ def test_metrics_table_and_its_csv(tmp_path: Path) -> None:
     )
 
 
+def accuracy_of(part: DatasetRuns) -> Drawing | None:
+    comparison = build_section(part).evidence.comparison
+    return accuracy_figure.accuracies(part, comparison, 0)
+
+
 def test_each_row_has_its_own_blind_answer(tmp_path: Path) -> None:
     whole = Folder(tmp_path / "a", "model-a").answers("med_cls_toy", outcomes())
     same = Folder(tmp_path / "b", "model-b").answers("med_cls_toy", outcomes(seed=3))
     few = Folder(tmp_path / "c", "model-c").answers("med_cls_toy", outcomes(seed=4)[:20])
     part = part_of(whole, few)
-    rows = answer_tables.metrics_table(part, verdicts(part)).to_dict()["rows"]
+    rows = answer_tables.metrics_table(part, verdicts(part)).record().to_dict()["rows"]
     shares = [
         max([item.label for item in entry].count(label) for label in LABELS) / len(entry)
         for entry in (outcomes(), outcomes()[:20])
     ]
     assert isinstance(rows, list) and [row["guess"] for row in rows] == shares and shares[0] != shares[1]
     with style():
-        alike, apart = (answer_figures.accuracies(part_of(whole, other), 0) for other in (same, few))
+        alike, apart = (accuracy_of(part_of(whole, other)) for other in (same, few))
     assert alike is not None and apart is not None
     for drawing, strokes in ((alike, 1), (apart, 2)):
-        assert drawing.svg.count("stroke-dasharray: 4,3") - 1 == strokes  # and one in the legend
+        assert drawing.svg.count("stroke-dasharray: 3.6,2.7") == strokes
     assert all(f"guessing {100 * share:.1f}" in apart.alt for share in shares)
 
 
@@ -95,11 +107,11 @@ def test_findings_have_the_figures_of_the_metrics(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").multilabel("med_cls_findings", rows)
     part = part_of(made)
     content = json.loads((made.folder / "med_cls_findings.metrics.json").read_text(encoding="utf-8"))
-    table = finding_tables.findings_table(part).to_dict()["rows"]
+    table = finding_tables.findings_table(part).record().to_dict()["rows"]
     assert isinstance(table, list) and [row["finding"] for row in table] == list(FINDINGS)
     for row, entry in zip(table, content["per_finding"], strict=True):
         assert {name: row[name] for name in entry} == entry and row["positives"] + 0 == entry["positives"]
-    counts = finding_tables.counts_table(part).to_dict()["rows"]
+    counts = finding_tables.counts_table(part).record().to_dict()["rows"]
     assert isinstance(counts, list)
     for row, entry in zip(counts, content["per_finding"], strict=True):
         yes, no = (sum(row[f"{truth}_{said}"] for said in ("yes", "no", "unparsed")) for truth in ("yes", "no"))
@@ -178,12 +190,15 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
     made.answers("med_cls_toy", outcomes(labels=evil), labels=evil)
     part = part_of(made)
     with style():
-        drawing = answer_figures.roc(part, 3)
+        drawing = roc_figure.roc(part, probability_checks(part), 3)
         confusion = answer_figures.confusion(part, 4)
     assert drawing is not None and confusion is not None and confusion.inline == ""
     for item in (drawing, confusion):
         assert ET.fromstring(item.svg).tag.endswith("svg") and "<script" not in item.svg
-        assert Image.open(io.BytesIO(item.png)).width > 300
+    with style(88):
+        on_paper = answer_figures.confusion(part, 4)
+    assert on_paper is not None
+    assert ET.fromstring(on_paper.files["-88mm.svg"]) and on_paper.files["-88mm.pdf"].startswith(b"%PDF")
     root = ET.fromstring(drawing.inline)
     assert root.attrib["role"] == "img" and "areas" in root.attrib["aria-label"]
     assert "var(--ink)" in drawing.inline and "var(--series-0)" in drawing.inline
@@ -192,23 +207,10 @@ def test_figures_follow_the_page_and_hold_any_label(tmp_path: Path) -> None:
     assert ids and all(entry.startswith("f3-") for entry in ids) and len(ids) == len(set(ids))
 
 
-def test_layer_curves_show_every_control(tmp_path: Path) -> None:
-    part = part_of(Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy"))
-    with style():
-        drawing = layer_figures.single_model(part.results[0], part, 0)
-    words = " ".join(
-        "".join(node.itertext()) for node in ET.fromstring(drawing.svg).iter() if node.tag.endswith("text")
-    )
-    for said in ("vision tower", "connector", "LLM", "answer", "control task", "label permutation", "random encoder"):
-        assert said in words
-    for said in ("raw pixels", "chance", "most common class", "generated answers", "mean over tokens", "last token"):
-        assert said in words
-
-
 def test_figures_drawn_at_once_are_those_drawn_one_by_one(tmp_path: Path) -> None:
     made = Folder(tmp_path / "a").answers("med_probe_toy", outcomes()).probes("med_probe_toy")
     part = part_of(made)
-    jobs = [lambda: answer_figures.accuracies(part, 0), lambda: layer_figures.health(part, 1), lambda: None] * 2
+    jobs = [lambda: accuracy_of(part), lambda: health_figure.health(part, 1), lambda: None] * 2
     assert draw_all(jobs, workers=2) == draw_all(jobs, workers=1)
 
 

@@ -91,7 +91,9 @@ def test_an_unread_hand_over_is_told_with_its_site_and_interfaces(tmp_path: Path
     assert "uses it (12.0 points lost, 95% CI 7.0–17.0; 0.30 bits of usable information)." in verdict.sentence
     assert "semantic mapping" not in verdict.sentence
     write_report([folder.folder], tmp_path / "report.html")
-    assert "<dd>unread hand-over<small>readable up to llm.norm (last)" in (tmp_path / "report.html").read_text("utf-8")
+    assert "The class can be read up to llm.norm (last), but nothing after it uses it." in (
+        tmp_path / "report.html"
+    ).read_text("utf-8")
 
 
 def test_several_losses_have_no_invented_order(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_what_is_ruled_out_and_what_is_undecided_are_told_apart(tmp_path: Path) 
     assert (
         "It cannot decide about vision. Losses of 10.0 points or more are ruled out for connector" in verdict.sentence
     )
-    assert verdict.to_dict()["ruled_out"] == ["connector", "comprehension", "mapping"]
+    assert verdict.record().ruled_out == ("connector", "comprehension", "mapping")
 
 
 def test_anchors_that_are_not_answered_are_noted(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_the_best_model_is_compared_with_every_other(tmp_path: Path) -> None:
         result, two = (next(i for i in range(3) if f"model-{i}" in str(row[place])) for place in (0, 2))
         comparison = compare(rows[two], rows[result])
         expected, gap = comparison.accuracy, row[7]
-        assert row[8:] == comparison.discordant[::-1] and min(comparison.discordant) > 0
+        assert row[8:10] == comparison.discordant[::-1] and min(comparison.discordant) > 0
         assert isinstance(gap, Estimate) and isinstance(row[5], float) and isinstance(row[6], float)
         for end in ("value", "low", "high"):
             assert getattr(gap, end) == pytest.approx(getattr(expected, end), abs=1e-12)
@@ -340,7 +342,7 @@ def test_unreadable_answers_are_no_finding(tmp_path: Path) -> None:
     assert not re.search(r"[a-z]\. [a-z]", verdict.sentence)
     write_report([tmp_path / "model"], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert "No answer could be read (0 of 120)" in html and "not interpretable: too few answers could be parsed" in html
+    assert "No answer could be read (0 of 120)" in html and "so accuracy says nothing about what it knows" in html
 
 
 def test_a_model_that_could_not_be_read_is_not_ranked(tmp_path: Path) -> None:
@@ -361,6 +363,10 @@ def test_the_overview_names_what_patching_shows_before_what_probes_support() -> 
     loss = Effect(
         mode="mapping", loss=Estimate(0.7, 0.6, 0.8), verdict="supported", why="", before="llm", after="answer"
     )
-    for patched, expected in ((("connector",), ("connector",)), ((), ("mapping",))):
-        verdict: Any = SimpleNamespace(diagnosis=Diagnosis(effects=(loss,), patched=patched))
+    for patched, named, expected in (
+        (("connector",), None, ("connector",)),
+        ((), "mapping", ("mapping",)),
+        ((), None, ()),  # the diagnosis gives a reason why this one mode is not named
+    ):
+        verdict: Any = SimpleNamespace(diagnosis=Diagnosis(effects=(loss,), patched=patched, named=named))
         assert _modes(verdict) == expected

@@ -118,7 +118,7 @@ def test_run_folders(tmp_path):
     assert compared[0].p_holm == pytest.approx(4 / 64)
     assert any("busi and breast share images" in warning for warning in warnings)
     table = render(compared).splitlines()
-    assert len(table) == 3 and "+100.0%" in table[1]
+    assert len(table) == 3 and "+100.0 points" in table[1]
     assert json.dumps([item.to_dict() for item in compared], allow_nan=False)
 
 

@@ -32,6 +32,17 @@ def test_the_one_run_inside_is_meant(tmp_path: Path, place: str) -> None:
     assert one_run(tmp_path / place) == run
 
 
+def test_runs_are_found_some_levels_below_and_nothing_else(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a" / "b" / "medmllm_runs" / "r")
+    other = write_run(tmp_path / "a" / "plain folder")
+    write_run(tmp_path / "a" / "b" / "c" / "d" / "e" / "too deep")
+    write_run(run / "features" / "inner")
+    app = tmp_path / "a" / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "of another program", "icons": []}')
+    assert run_folders(tmp_path) == [other, run]
+
+
 def test_of_several_runs_it_is_asked_which(tmp_path: Path) -> None:
     runs = tmp_path / "out" / "medmllm_runs"
     new = write_run(runs / "a", "2026-03-01T10:00:00+00:00", "lingshu")

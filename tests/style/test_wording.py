@@ -106,7 +106,8 @@ def test_sentences_are_plain() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         for match in PHRASES.finditer(node.value)
     ]
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *PACKAGE.rglob("templates/*")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages += [path for path in PACKAGE.rglob("templates/**/*") if path.suffix in (".jinja", ".html", ".yaml")]
     odd += [
         f"{page.name}:{number}: {match[0]!r} in {line!r}"
         for page in pages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,15 +156,16 @@ class Folder:
         self.tell(task, metrics=summary.to_dict()["metrics"], **{"dataset": "findings", **facts})
         return self
 
-    def folds(self, documents: Sequence[tuple[str, str, str]]) -> Folder:
-        """Folds of the data set ``toy``: document, group and fold of each."""
-        content = {
-            "medmllm_folds": 1,
-            "dataset": "toy",
-            "hash": "h",
-            "columns": ["id", "image", "label", "group", "fold"],
-            "documents": [[document, document, "benign", group, fold] for document, group, fold in documents],
-        }
+    def folds(
+        self, documents: Sequence[tuple[str, str, str]], attributes: Mapping[str, Mapping[str, str]] | None = None
+    ) -> Folder:
+        """Folds of the data set ``toy``: document, group and fold of each; ``attributes`` are further columns."""
+        columns = ["id", "image", "label", "group", "fold"]
+        rows: list[list[Any]] = [[document, document, "benign", group, fold] for document, group, fold in documents]
+        if attributes is not None:
+            columns.append("attributes")
+            rows = [[*row, dict(attributes.get(row[0], {}))] for row in rows]
+        content = {"medmllm_folds": 1, "dataset": "toy", "hash": "h", "columns": columns, "documents": rows}
         (self.folder / "toy.folds.json").write_text(json.dumps(content), encoding="utf-8")
         return self
 
@@ -173,6 +174,27 @@ class Folder:
         record = probes(task, layers=layers, named=named, seed=seed)
         (self.folder / f"{file_stem(task)}.probes.json").write_text(json.dumps(record), encoding="utf-8")
         self.tell(task, features={"extra": [], "random_encoder": True})
+        return self
+
+    def repairs(self, task: str, *, helps: bool = True, folder: str = "connector_adapter") -> Folder:
+        """A study of two repairs, of which the second helps unless told otherwise."""
+        gain, none = {"value": 0.12, "low": 0.05, "high": 0.2}, {"value": 0.01, "low": -0.05, "high": 0.07}
+        common = {"parameters": 4096, "seconds": 3.0, "steps": 20, "documents": 300, "fixed": 20, "broken": 5,
+                  "parsed": 1.0, "ece": 0.1, "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9}}  # fmt: skip
+        names = {
+            "affine": ("affine map of the label scores", "output", none),
+            "connector_adapter": ("low-rank adapter at the connector", "connector", gain if helps else none),
+        }
+        repairs = [
+            {"name": name, "title": title, "stage": stage, "gain": value, "validation_gain": value, **common,
+             "helps": value is gain, "folder": folder if name == "connector_adapter" else name}
+            for name, (title, stage, value) in names.items()
+        ]  # fmt: skip
+        best = "connector_adapter" if helps else ""
+        study = {"medmllm_repairs": 1, "task": task, "model": "hub/tiny", "n": 120, "groups": 60,
+                 "accuracy": {"value": 0.68, "low": 0.6, "high": 0.76}, "parsed": 0.94, "ece": 0.2,
+                 "repairs": repairs, "cheapest": best, "best": best, "sentence": "A sentence."}  # fmt: skip
+        (self.folder / f"{file_stem(task)}.repair.json").write_text(json.dumps(study), encoding="utf-8")
         return self
 
     def attributions(

@@ -10,6 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from medmllm_plugins.metrics.intervals import Estimate
+from medmllm_plugins.results.attribution_checks import (
+    is_incomplete,
+    is_random,
+    is_unstable,
+    misses_lesion,
+    survives_randomisation,
+)
 from medmllm_plugins.results.attribution_records import (
     RANDOMISATION_LEVELS,
     SETTINGS,
@@ -21,12 +28,6 @@ from medmllm_plugins.results.attribution_records import (
 )
 from medmllm_plugins.utils.plain_text import text_table
 
-GAP_AT_MOST: Final = 0.05
-"""Largest completeness gap of a path method with enough steps."""
-SURVIVES: Final = 0.5
-"""Rank correlation, of values or absolute values, from which a map is said to survive shuffled weights."""
-STABLE: Final = 0.5
-"""Smallest rank correlation under noise of a stable map."""
 RESAMPLES: Final = 2000
 """Bootstrap resamples of groups."""
 _GENERAL_CHECKS: Final = {
@@ -118,21 +119,18 @@ def _failed_checks(row: AttributionSummary) -> list[str]:
     failed = []
     if row.flat:
         failed.append(f"constant for {row.flat} of {row.n} documents: all values are equal")
-    gap = row.completeness_gap
-    if gap is not None and gap.value > GAP_AT_MOST:
+    gap, stability, inside = row.completeness_gap, row.stability, row.inside
+    if gap is not None and is_incomplete(row):
         failed.append(f"incomplete: the sum misses {gap.value:.0%} of the difference; use more steps")
     for gain, title in ((row.deletion_gain, "deletion"), (row.insertion_gain, "insertion")):
-        if gain is not None and not gain.low > 0:
+        if gain is not None and is_random(gain):
             failed.append(f"{title} no better than a random order{_group_note(gain)}")
-    correlation = row.survives
-    if correlation is not None and correlation > SURVIVES:
-        of = "" if correlation == row.randomisation[-1].similarity else " of absolute values"
-        failed.append(f"survives shuffled weights: rank correlation{of} {correlation:.2f}")
-    stability = row.stability
-    if stability is not None and stability.value < STABLE:
+    if survives_randomisation(row):
+        of = "" if row.survives == row.randomisation[-1].similarity else " of absolute values"
+        failed.append(f"survives shuffled weights: rank correlation{of} {row.survives:.2f}")
+    if stability is not None and is_unstable(row):
         failed.append(f"unstable: rank correlation {stability.value:.2f} under 5% noise")
-    inside = row.inside
-    if inside is not None and not inside.low > (row.area or 0):
+    if inside is not None and misses_lesion(row):
         failed.append(f"no more inside the lesion than its share of the picture{_group_note(inside)}")
     return failed
 

@@ -10,6 +10,7 @@ from medmllm_plugins.data.core.leaks import MAX_COMPARED, Leaks, find_leaks, vox
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.data.readers.file_facts import THUMBNAIL, picture_facts
 from medmllm_plugins.data.readers.reader_threads import reader_threads
+from medmllm_plugins.utils.progress import Progress
 
 
 def scan_for_leaks(data: Dataset) -> Leaks:
@@ -32,8 +33,15 @@ def scan_for_leaks(data: Dataset) -> Leaks:
             thumbnails[index] = facts.thumbnail
         return facts.content
 
-    with ThreadPoolExecutor(max_workers=reader_threads()) as pool:
-        contents = list(pool.map(read, range(len(documents))))
+    contents = []
+    with (
+        ThreadPoolExecutor(max_workers=reader_threads()) as pool,
+        Progress(f"{data.spec.title}: reading for leaks", len(documents)) as progress,
+    ):
+        for content in pool.map(read, range(len(documents))):
+            contents.append(content)
+            progress.update()
     why = "" if few else f"more than {MAX_COMPARED} images: only identical ones are searched for"
     why = "volumes are compared for identical content only" if volumes else why
-    return find_leaks(documents, contents, thumbnails if few and documents else None, why=why)
+    with Progress(f"{data.spec.title}: comparing", None, "pairs"):
+        return find_leaks(documents, contents, thumbnails if few and documents else None, why=why)

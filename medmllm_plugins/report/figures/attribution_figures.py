@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -9,7 +10,9 @@ from matplotlib.figure import Figure
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import CHECKS
 from medmllm_plugins.report.figures.figure_style import (
+    DASHES,
     INK,
+    MARKERS,
     MUTED,
     Drawing,
     SeriesMarks,
@@ -19,6 +22,7 @@ from medmllm_plugins.report.figures.figure_style import (
 )
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import AttributionRow, DatasetRuns
+from medmllm_plugins.results.attribution_checks import survives_randomisation
 
 
 def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
@@ -56,23 +60,54 @@ def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
 
 
 def randomisation(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
-    """Draw how similar attributions stay while the model's weights are randomised from the head down."""
+    """Draw how similar attributions stay while the model's weights are randomised from the head down.
+
+    Lines are black where maps survive, grey elsewhere, and named at their ends; colours are for models.
+    """
     rows = [row for row in dataset.attribution_summaries() if row.summary.randomisation]
     if not rows:
         return None
-    figure = Figure(figsize=(7.2, 2.9 + 0.1 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.3 + 0.19 * len(rows)), layout="constrained")
     axes, marks = figure.subplots(), SeriesMarks()
     stages = list(dict.fromkeys(level.randomised for row in rows for level in row.summary.randomisation))
+    ends = [row.summary.randomisation[-1].similarity for row in rows]
+    low = min(-0.05, *(level.similarity for row in rows for level in row.summary.randomisation))
+    heights = _spread(ends, 0.055 * (1.1 - low), low, 1.05)
     for index, (row, label) in enumerate(zip(rows, row_names(rows), strict=True)):
         x = [stages.index(level.randomised) for level in row.summary.randomisation]
         y = [level.similarity for level in row.summary.randomisation]
-        marks(row.result.subject.number, axes.plot(x, y, label=label, **series_style(index)))
+        colour = INK if survives_randomisation(row.summary) else MUTED
+        line = {"linestyle": DASHES[index % len(DASHES)], "marker": MARKERS[index % len(MARKERS)], "color": colour}
+        name = axes.annotate(
+            label,
+            xy=(x[-1], y[-1]),
+            xytext=(len(stages) - 0.7, heights[index]),
+            color=colour,
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkB": 4},
+        )
+        marks(row.result.subject.number, [*axes.plot(x, y, **line), name])
     axes.axhline(0, color=MUTED, linewidth=0.9)
-    axes.set_xticks(range(len(stages)), [cut(name, 18) for name in stages], rotation=30, ha="right")
+    axes.set_xticks(range(len(stages)), [cut(name, 18) for name in stages])
+    axes.set_xlabel("weights shuffled down to")
     axes.set_ylabel("similarity to the original")
-    axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.05)
-    marks.legend(figure, axes)
+    axes.set_ylim(low - 0.05, 1.05)
     return finish(figure, f"{dataset.name}.randomisation", number=figure_number, data_set=dataset.title, rows=rows)
+
+
+def _spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return heights near the values that are at least a gap apart, as far as they fit between low and high."""
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    heights = list(values)
+    for lower, upper in itertools.pairwise(order):
+        heights[upper] = max(heights[upper], heights[lower] + gap)
+    excess = max(0.0, heights[order[-1]] - high)
+    heights[order[-1]] -= excess
+    for upper, lower in itertools.pairwise(reversed(order)):
+        heights[lower] = max(low, min(heights[lower], heights[upper] - gap))
+    return heights
 
 
 def row_names(rows: Sequence[AttributionRow]) -> list[str]:

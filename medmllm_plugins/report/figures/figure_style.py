@@ -1,7 +1,8 @@
 """Style of the figures, and the conversion of a matplotlib figure to SVG for the page and to files for a paper.
 
 Colours are those of :data:`THEME`. In the SVG of the page each becomes a CSS variable, so that a figure follows light
-and dark mode; the SVG and PNG files keep them.
+and dark mode; the files for papers keep them. The functions that draw a figure are called once under the style of the
+page, and once for each width of :data:`~medmllm_plugins.report.figures.paper_layout.PAPER_WIDTHS`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,32 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import matplotlib
-import numpy as np
 import yaml
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.container import Container, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.offsetbox import DrawingArea
-from PIL import Image
 
 from medmllm_plugins.metrics.intervals import Estimate, known
+from medmllm_plugins.report.figures.paper_layout import (
+    SCALE,
+    SETTINGS,
+    fit,
+    inches,
+    paper_files,
+    suits,
+    suits_width,
+)
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.templating import template_source, texts
 
@@ -47,8 +55,6 @@ THEME: Final = {
 }
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
-DPI: Final = 150
-"""Resolution of the PNG files: 7.2 inches are 1,080 pixels, a journal's double column at 150 dpi."""
 _FONT: Final = "DejaVu Sans"
 """Font that comes with matplotlib; has Latin, Greek, Cyrillic, Arabic and more, but not Chinese, Japanese or Korean."""
 _OTHER_SCRIPTS: Final = (
@@ -63,6 +69,7 @@ _COLOURS: Final = {name: colour for colour, name in THEME.items()}
 _SETTINGS: Final[Any] = {  # typed as any: matplotlib's own type is a literal of all its settings
     name: _COLOURS.get(value, value) for name, value in yaml.safe_load(template_source("figures.yaml")).items()
 }
+_PAPER_WIDTH: Final[ContextVar[int | None]] = ContextVar("medmllm_paper_width", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,13 @@ class Drawing:
 
     Attributes:
         inline: SVG for the page; empty if the page shows a table instead.
+        svg: the same in the colours of light mode.
+        files: the figure for papers, by what follows the stem in the file's name, such as ``"-88mm.pdf"``.
         width: natural width in CSS pixels.
-        missing_letters: letters that are boxes in the PNG file, since no font has them; the SVG has them as text.
+        missing_letters: letters that are boxes in PDF and PNG files, since no font has them; the SVG has them as text.
+        interactive: the figure of the page as Bokeh's JSON; ``inline`` takes its place in print and without
+            JavaScript. Empty if the figure is not interactive.
+        number: number of the figure on the page.
     """
 
     stem: str
@@ -81,9 +93,11 @@ class Drawing:
     alt: str
     inline: str
     svg: str
-    png: bytes
     width: int
     missing_letters: str = ""
+    interactive: str = ""
+    number: int = 0
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @functools.cache
@@ -94,10 +108,24 @@ def font_families() -> list[str]:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Apply the settings of all figures, without changing those of the process."""
-    with matplotlib.rc_context(_SETTINGS | {"font.family": font_families()}):
-        yield
+def style(paper_mm: int | None = None) -> Iterator[None]:
+    """Apply the settings of all figures, without changing those of the process.
+
+    Args:
+        paper_mm: width of a figure for a paper, for which type is set in 7 points; by default the page's settings.
+    """
+    settings = _SETTINGS | {"font.family": font_families()} | (SETTINGS if paper_mm else {})
+    token = _PAPER_WIDTH.set(paper_mm)
+    try:
+        with matplotlib.rc_context(settings):
+            yield
+    finally:
+        _PAPER_WIDTH.reset(token)
+
+
+def paper_width() -> int | None:
+    """Return the width of the paper figure that is being drawn, in mm; ``None`` for the page."""
+    return _PAPER_WIDTH.get()
 
 
 @contextmanager
@@ -113,7 +141,16 @@ def _collecting_missing_letters(letters: set[str]) -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def finish(figure: Figure, stem: str, *, number: int, macro: str = "", on_page: bool = True, **values: Any) -> Drawing:
+def finish(
+    figure: Figure,
+    stem: str,
+    *,
+    number: int,
+    macro: str = "",
+    on_page: bool = True,
+    interactive: str = "",
+    **values: Any,
+) -> Drawing:
     """Convert a figure to its files and to the SVG of the page.
 
     Args:
@@ -123,27 +160,42 @@ def finish(figure: Figure, stem: str, *, number: int, macro: str = "", on_page: 
         macro: macro of ``templates/figures.txt.jinja`` with title, caption and text alternative; by default the part
             of the stem after the name of the data set.
         on_page: whether the figure is on the page, or only a file.
+        interactive: the same figure from :func:`medmllm_plugins.report.figures.interactive.to_json`.
         values: arguments of the macro.
     """
     title, caption, alt = texts("figures.txt.jinja", macro or stem.rpartition(".")[2], **values)
-    # Figure.savefig draws twice and computes the layout each time, which is too slow for a page of ten models.
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.set_dpi(DPI)
-    canvas: Any = FigureCanvasAgg(figure)  # matplotlib's canvases are untyped
-    letters: set[str] = set()
+    width, letters = round(figure.get_size_inches()[0] * 96), set[str]()
+    source, inline, files = "", "", dict[str, bytes]()
     with _collecting_missing_letters(letters):
-        canvas.draw()
-    figure.set_layout_engine("none")
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(png, "PNG", dpi=(DPI, DPI), compress_level=4)
+        if (paper_mm := paper_width()) is None:
+            source = _page_svg(figure, title, stem)
+            inline = themed_svg(source, f"f{number}", alt) if on_page else ""
+        elif suits(figure, paper_mm):
+            fit(figure, paper_mm)
+            contents = paper_files(figure, title, stem)
+            files = {f"-{paper_mm}mm.{ending}": content for ending, content in contents.items()}
+    return Drawing(
+        stem=stem,
+        title=title,
+        caption=caption,
+        alt=alt,
+        inline=inline,
+        svg=source,
+        width=width,
+        missing_letters="".join(sorted(letters)),
+        interactive=interactive,
+        number=number,
+        files=files,
+    )
+
+
+def _page_svg(figure: Figure, title: str, stem: str) -> str:
+    """Return a figure as SVG at the page's size."""
+    svg = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": stem}):
-        metadata = {"Date": None, "Creator": None, "Title": cut(title, 200)}
-        vector: Any = FigureCanvasSVG(figure)
-        with _collecting_missing_letters(letters):
-            vector.print_svg(svg, metadata=metadata)
-    source = svg.getvalue()
-    width = round(figure.get_size_inches()[0] * 96)
-    inline = themed_svg(source, f"f{number}", alt) if on_page else ""
-    return Drawing(stem, title, caption, alt, inline, source, png.getvalue(), width, "".join(sorted(letters)))
+        vector: Any = FigureCanvasSVG(figure)  # matplotlib's canvases are untyped
+        vector.print_svg(svg, metadata={"Date": None, "Creator": None, "Title": cut(title, 200)})
+    return svg.getvalue()
 
 
 def themed_svg(svg: str, prefix: str, alt: str) -> str:
@@ -161,6 +213,23 @@ def themed_svg(svg: str, prefix: str, alt: str) -> str:
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)
     escaped = alt.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
     return f'{head} role="img" aria-label="{escaped}" focusable="false">{content}'
+
+
+_MARKER_PATHS: Final = {
+    "o": "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z",
+    "s": "M-5.5,-5.5h11v11h-11z",
+    "^": "M0,-7l7,12h-14z",
+    "D": "M0,-7.5l6,7.5l-6,7.5l-6,-7.5z",
+    "v": "M0,7l7,-12h-14z",
+    "P": "M-2.5,-7h5v4.5h4.5v5h-4.5v4.5h-5v-4.5h-4.5v-5h4.5z",
+    "X": "M-7,-4.5l2.5,-2.5l4.5,4.5l4.5,-4.5l2.5,2.5l-4.5,4.5l4.5,4.5l-2.5,2.5l-4.5,-4.5l-4.5,4.5l-2.5,-2.5l4.5,-4.5z",
+    "*": "M0,-8l1.9,5.5h5.8l-4.7,3.5l1.7,5.6l-4.7,-3.4l-4.7,3.4l1.7,-5.6l-4.7,-3.5h5.8z",
+}
+
+
+def marker_path(number: int) -> str:
+    """Return the marker of a model as an SVG path in a box from -8 to 8."""
+    return _MARKER_PATHS[MARKERS[number % len(MARKERS)]]
 
 
 def series_style(number: int) -> dict[str, Any]:
@@ -244,8 +313,14 @@ def panel_grid(
         below: inches for a legend below.
     """
     columns = min(across, count)
+    width, height = size
+    if (paper_mm := paper_width()) is not None and suits_width(width * columns, paper_mm):
+        # As many panels as fit, and none much larger than on the page.
+        columns = min(columns, max(1, int(inches(paper_mm) / (width * SCALE) + 0.25)))
+        height *= min(1.25 * SCALE, inches(paper_mm) / (columns * width))
+        width, below = inches(paper_mm) / columns, below * SCALE
     lines = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines + below), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * lines + below), layout="constrained")
     panels, marks = figure.subplots(lines, columns, squeeze=False), SeriesMarks()
     for index, axes in enumerate(panels.flat):
         if index >= count:

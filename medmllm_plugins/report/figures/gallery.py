@@ -6,11 +6,9 @@ evenly over classes, correct and wrong answers, and the page says how many.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -21,19 +19,18 @@ from PIL import Image
 
 from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import ENTRY_CHECKS
+from medmllm_plugins.report.error_browser.page_images import encode_image
 from medmllm_plugins.report.formatting import cut, decimal
 from medmllm_plugins.report.run_collection import TaskResult
 from medmllm_plugins.report.templating import text
 from medmllm_plugins.results.attribution_records import ONE_SIDED, TWO_SIDED, AttributionEntry
 
 BUDGET: Final = 5_500_000
-"""Characters of all images of a page together, in base64."""
+"""Characters of all images of a page together, in base64: those of the error browser and of the gallery."""
 CARDS: Final = 1_500
 """Most cards of a page: more make a browser slow, however small their images are."""
 SIZES: Final = ((256, 76), (192, 70), (144, 64), (112, 56), (88, 50))
 """Longest side in pixels and WebP quality, best first."""
-_TALLEST: Final = 16_000
-"""Most pixels of a column: WebP allows 16,383, and the slices of a volume are below each other."""
 _TOKENS: Final = 400
 
 
@@ -58,6 +55,7 @@ class Card:
     """
 
     entry: AttributionEntry
+    dataset: str
     model: str
     series: int
     original: Picture | None
@@ -88,6 +86,11 @@ class Gallery:
     failed: tuple[str, ...]
 
     @property
+    def has_unsigned(self) -> bool:
+        """Whether there are maps that are never negative."""
+        return any(card.entry.scale is not None and card.entry.scale[0] >= 0 for card in self.cards)
+
+    @property
     def two_sided(self) -> str:
         """Colours of signed attributions, from against to for, as CSS lists them."""
         return _css_colours(TWO_SIDED)
@@ -106,10 +109,20 @@ def _css_colours(name: str) -> str:
     return ", ".join(to_hex(colormaps[name](step / 8)) for step in range(9))
 
 
-def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET) -> Gallery:
-    """Build the gallery of all attributions; ``budget`` is the number of characters of all images."""
+def build_gallery(results: Sequence[TaskResult], budget: int = BUDGET, *, images: bool = True) -> Gallery:
+    """Build the gallery of all attributions.
+
+    Args:
+        results: results of all tasks.
+        budget: number of characters of all images.
+        images: whether there shall be images; without them, only attributions of words are shown.
+    """
     pairs = [
-        (result, entry) for result in results if result.task.attributions for entry in result.task.attributions.entries
+        (result, entry if images else replace(entry, original=None, heat=None, overlay=None))
+        for result in results
+        if result.task.attributions
+        for entry in result.task.attributions.entries
+        if images or entry.tokens
     ]
     documents: dict[tuple[int, str], list[tuple[TaskResult, AttributionEntry]]] = defaultdict(list)
     for result, entry in pairs:
@@ -189,22 +202,14 @@ class _Encoder:
         try:
             with Image.open(path) as opened:
                 image = opened.convert(mode)
-            full_height = max(1, image.height // slices)
-            side = min(self.side, _TALLEST // slices)
-            scale = min(1.0, side / max(image.width, full_height))
-            width, height = max(1, round(image.width * scale)), max(1, round(full_height * scale))
-            if scale < 1:
-                image = image.resize((width, height * slices), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=self.quality, method=2)
+            encoded = encode_image(image, self.side, self.quality, slices=slices)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             if path.name not in {message.partition(":")[0] for message in self.failed}:
                 self.failed.append(f"{path.name}: {cut(error, 120)}")
             return None
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        self.spent += len(data)
+        self.spent += len(encoded.data)
         self._count += 1
-        return Picture(f"picture{self._count}", data, image.width, image.height, max(1, image.height // slices))
+        return Picture(f"picture{self._count}", encoded.data, encoded.width, encoded.height, encoded.slice_height)
 
 
 def _card(result: TaskResult, entry: AttributionEntry, encoder: _Encoder) -> Card:
@@ -217,6 +222,7 @@ def _card(result: TaskResult, entry: AttributionEntry, encoder: _Encoder) -> Car
         checks.append(("pointing game", "hit" if entry.checks.pointing else "miss"))
     return Card(
         entry=entry,
+        dataset=result.task.dataset,
         model=result.subject.label,
         series=result.subject.number,
         original=encoder.original(entry),

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from medmllm_plugins.metrics.intervals import Estimate, known
-from medmllm_plugins.report.figures.figure_style import MUTED, SERIES, Drawing, finish
-from medmllm_plugins.report.formatting import cut
+from medmllm_plugins.report.figures.figure_style import INK, MUTED, Drawing, finish, series_style
 from medmllm_plugins.report.run_collection import DatasetRuns
 from medmllm_plugins.report.subjects import Subject
 from medmllm_plugins.results.interchange_records import Interchange
@@ -20,21 +20,23 @@ from medmllm_plugins.results.probe_records import ProbeAnalysis
 
 MOST_MODELS: Final = 4
 _DASHED: Final = (0, (5, 2))
-_LOOK: Final[Mapping[str, tuple[str, str, Any]]] = {
-    "image": (SERIES[0], "o", "-"),
-    "last": (SERIES[1], "s", _DASHED),
-    "all": (SERIES[3], "^", (0, (6, 2, 1, 2))),
+_LOOK: Final[Mapping[str, tuple[str, Any]]] = {
+    "image": ("o", "-"),
+    "last": ("s", _DASHED),
+    "all": ("^", (0, (6, 2, 1, 2))),
 }
-"""Colour, marker and dashes of the tokens whose states are read or put in."""
+"""Marker and dashes of the tokens whose states are read or put in; the colour is that of the model."""
 _NAMES: Final = {"image": "image tokens", "last": "last token", "all": "all tokens"}
+_CONTROLS: Final = "controls (same class, noise)"
+_CONTROL_LINE: Final[dict[str, Any]] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2))}
 _TITLES: Final = ("readable by a probe", "used (interchange)", "from the twin")
 _ENDS: Final = {"vision": 0, "connector": 1, "llm.embed": 2}
 """Positions of what comes before the blocks of the LLM."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What is known of one model."""
+class InterventionEvidence:
+    """What interventions and probes show of one model."""
 
     subject: Subject
     probing: ProbeAnalysis | None
@@ -42,55 +44,49 @@ class _Evidence:
     patched: TwinPatching | None
 
 
-def interventions(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
-    """Draw a row of three panels for each model: probes, interchange, and patching with a twin."""
-    rows = _evidence(dataset)[:MOST_MODELS]
-    if not rows:
-        return None
-    figure = Figure(figsize=(7.6, 2.5 * len(rows) + 0.7), layout="constrained")
-    panels = figure.subplots(len(rows), 3, squeeze=False)
-    for row, (evidence, axes) in enumerate(zip(rows, panels, strict=True)):
-        layers = _layers(evidence)
-        for panel, draw in zip(axes, (_draw_probes, _draw_interchange, _draw_patching), strict=True):
-            draw(panel, evidence, {name: index for index, name in enumerate(layers)})
-            _label_layers(panel, layers)
-        if len(rows) > 1:
-            axes[0].set_ylabel(f"{cut(evidence.subject.label, 24)}\n{axes[0].get_ylabel()}")
-        if row == 0:
-            for panel, title in zip(axes, _TITLES, strict=True):
-                panel.set_title(title)
-    handles = {
-        label: handle for panel in panels.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+def interventions(evidence: InterventionEvidence, dataset: DatasetRuns, figure_number: int) -> Drawing:
+    """Draw three panels of one model below each other: probes, interchange, and patching with a twin."""
+    figure = Figure(figsize=(4.2, 6.6), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    layers = _layers(evidence)
+    at = {name: index for index, name in enumerate(layers)}
+    for panel, title, draw in zip(panels, _TITLES, (_draw_probes, _draw_interchange, _draw_patching), strict=True):
+        draw(panel, evidence, at)
+        panel.set_title(title)
+        panel.grid(visible=False, axis="x")
+    _label_layers(panels[-1], layers)
+    labels = {label for panel in panels for label in panel.get_legend_handles_labels()[1]}
+    samples = [sample for sample in _samples() if sample.get_label() in labels]
+    figure.legend(handles=samples, loc="outside lower center", ncols=2)
+    records = (evidence.exchanged, evidence.patched)
     return finish(
         figure,
-        f"{dataset.name}.interventions",
+        f"{dataset.name}.interventions.{evidence.subject.number + 1}",
         macro="intervention_curves",
         number=figure_number,
         data_set=dataset.title,
-        models=[_summary(evidence) for evidence in rows],
+        model=evidence.subject.label,
+        results=" ".join(record.headline for record in records if record is not None),
     )
 
 
-def _evidence(dataset: DatasetRuns) -> list[_Evidence]:
+def intervention_evidence(dataset: DatasetRuns) -> list[InterventionEvidence]:
     """Return the models whose states were exchanged, with what else is known of them."""
     exchanged = {result.subject.number: (result.subject, record) for result, record in reversed(dataset.exchanged())}
     patched = {result.subject.number: (result.subject, record) for result, record in reversed(dataset.patched())}
     probed = {result.subject.number: probing for result, probing in reversed(dataset.probed())}
-    numbers = sorted({*exchanged, *patched})
     return [
-        _Evidence(
+        InterventionEvidence(
             (exchanged.get(number) or patched[number])[0],
             probed.get(number),
             exchanged[number][1] if number in exchanged else None,
             patched[number][1] if number in patched else None,
         )
-        for number in numbers
+        for number in sorted({*exchanged, *patched})[:MOST_MODELS]
     ]
 
 
-def _layers(evidence: _Evidence) -> list[str]:
+def _layers(evidence: InterventionEvidence) -> list[str]:
     """Return the layers of a row in the order in which an image passes them."""
     names: set[str] = set()
     if evidence.exchanged is not None:
@@ -107,7 +103,7 @@ def _layers(evidence: _Evidence) -> list[str]:
     return sorted(names, key=order)
 
 
-def _draw_probes(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
+def _draw_probes(axes: Axes, evidence: InterventionEvidence, at: Mapping[str, int]) -> None:
     axes.set_ylim(0, 103)
     axes.set_ylabel("accuracy, percent")
     probing = evidence.probing
@@ -119,10 +115,10 @@ def _draw_probes(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None
         tower = [point for point in points if point.part == "vision"]
         shown = [(at["vision"], tower[-1].accuracy)] if tower else []
         shown += [(at[point.layer], point.accuracy) for point in points if point.layer in at]
-        _draw(axes, shown, tokens, scale=100)
+        _draw(axes, shown, tokens, evidence)
 
 
-def _draw_interchange(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
+def _draw_interchange(axes: Axes, evidence: InterventionEvidence, at: Mapping[str, int]) -> None:
     axes.set_ylim(-8, 108)
     axes.set_ylabel("effect, percent")
     if evidence.exchanged is None:
@@ -136,14 +132,13 @@ def _draw_interchange(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) ->
         for point in evidence.exchanged.points:
             if point.tokens == tokens or (tokens == "image" and point.layer == "connector"):
                 by_donor.setdefault(point.donor, []).append((at[point.layer], point.effect))
-        _draw(axes, by_donor.get("other class", []), tokens, scale=100)
+        _draw(axes, by_donor.get("other class", []), tokens, evidence)
         for donor in ("same class", "noise"):
             line = sorted((x, 100 * effect.value) for x, effect in by_donor.get(donor, []) if known(effect))
-            options: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2))}
-            axes.plot([x for x, _ in line], [y for _, y in line], label="controls (same class, noise)", **options)
+            axes.plot([x for x, _ in line], [y for _, y in line], label=_CONTROLS, **_CONTROL_LINE)
 
 
-def _draw_patching(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> None:
+def _draw_patching(axes: Axes, evidence: InterventionEvidence, at: Mapping[str, int]) -> None:
     axes.set_ylim(-8, 108)
     axes.set_ylabel("restored, percent")
     if evidence.patched is None:
@@ -158,27 +153,37 @@ def _draw_patching(axes: Axes, evidence: _Evidence, at: Mapping[str, int]) -> No
             and (point.tokens == tokens or (tokens == "image" and point.layer in ("vision", "connector")))
             and not (tokens == "all" and point.layer in ("vision", "connector"))
         ]
-        _draw(axes, points, tokens, scale=100)
+        _draw(axes, points, tokens, evidence)
 
 
-def _draw(axes: Axes, points: Sequence[tuple[int, Estimate]], tokens: str, *, scale: float) -> None:
+def _draw(axes: Axes, points: Sequence[tuple[int, Estimate]], tokens: str, evidence: InterventionEvidence) -> None:
     """Draw values with their intervals as a band."""
     shown = sorted(((x, figure) for x, figure in points if known(figure)), key=lambda point: point[0])
     if not shown:
         return
-    colour, marker, line = _LOOK[tokens]
+    marker, line = _LOOK[tokens]
+    colour = series_style(evidence.subject.number)["color"]
     x = [at for at, _ in shown]
     axes.plot(
         x,
-        [scale * figure.value for _, figure in shown],
+        [100 * figure.value for _, figure in shown],
         color=colour,
         marker=marker,
         markersize=3.5,
         linestyle=line,
         label=_NAMES[tokens],
     )
-    low, high = ([scale * getattr(figure, end) for _, figure in shown] for end in ("low", "high"))
+    low, high = ([100 * getattr(figure, end) for _, figure in shown] for end in ("low", "high"))
     axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _samples() -> list[Line2D]:
+    """Return the lines of the legend: black, since each row has the colour of its model."""
+    tokens = [
+        Line2D([], [], color=INK, marker=marker, markersize=3.5, linestyle=line, label=_NAMES[name])
+        for name, (marker, line) in _LOOK.items()
+    ]
+    return [*tokens, Line2D([], [], label=_CONTROLS, **_CONTROL_LINE)]
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -190,10 +195,3 @@ def _label_layers(axes: Axes, layers: Sequence[str]) -> None:
     shown = [index for index in range(len(layers)) if index % step == 0 or index == len(layers) - 1]
     axes.set_xticks(shown, [layers[index].removeprefix("llm.") for index in shown], rotation=90, fontsize=7.5)
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.grid(visible=False, axis="x")
-
-
-def _summary(evidence: _Evidence) -> tuple[str, str]:
-    """Return the model, and the results of its interventions in words."""
-    sentences = [some.headline for some in (evidence.exchanged, evidence.patched) if some is not None]
-    return evidence.subject.label, " ".join(sentences)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medmllm_plugins.metrics.intervals import known
@@ -12,17 +14,18 @@ from medmllm_plugins.report.figures.count_matrix import agreement_matrices, draw
 from medmllm_plugins.report.figures.figure_style import (
     INK,
     MUTED,
-    SERIES,
     Drawing,
     SeriesMarks,
     error_bar,
     finish,
     series_style,
 )
-from medmllm_plugins.report.figures.layer_figures import draw_chance
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import DatasetRuns
-from medmllm_plugins.results.probe_records import RECALIBRATIONS
+from medmllm_plugins.results.probe_records import RECALIBRATIONS, ProbeAnalysis
+from medmllm_plugins.utils.plain_text import quantity
+
+_CHANCE_DASHES: Final = ((0, (4, 3)), (0, (4, 2, 1, 2)))
 
 
 def agreement(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
@@ -30,7 +33,7 @@ def agreement(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
     matrices = agreement_matrices(dataset)
     if not matrices:
         return None
-    figure = draw_matrices(matrices, SERIES[2], column_axis="answered class", row_axis="class of the probe")
+    figure = draw_matrices(matrices, MUTED, column_axis="answered class", row_axis="class of the probe")
     stem = f"{dataset.name}.agreement"
     return finish(figure, stem, number=figure_number, on_page=False, data_set=dataset.title, matrices=matrices)
 
@@ -90,7 +93,7 @@ def lens(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
             probed = {point.layer: 100 * point.accuracy.value for point in result.task.probing.curve("last")}
             accuracies = [probed.get(name, math.nan) for name in record.lens_layers]
             probe: dict[str, Any] = {
-                "color": SERIES[1],
+                "color": INK,
                 "linestyle": (0, (5, 2)),
                 "marker": "s",
                 "label": "probe of the last token",
@@ -101,10 +104,23 @@ def lens(dataset: DatasetRuns, figure_number: int) -> Drawing | None:
             axes.set_xticks(x[::step], names[::step], rotation=90 if count > 14 else 0)
     if not single:
         axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])
-    draw_chance(axes, [result.task.probing for result, _ in mapped if result.task.probing], labelled=True)
+    _draw_chance(
+        axes,
+        [result.task.probing for result, _ in mapped if result.task.probing],
+    )
     axes.set_ylim(0, 103)
     axes.set_xlabel("layer of the LLM")
     axes.set_ylabel("accuracy, percent")
     marks.legend(figure, axes)
     models = [(result.subject.label, record.lens[-1].value) for result, record in mapped]
     return finish(figure, f"{dataset.name}.lens", number=figure_number, data_set=dataset.title, models=models)
+
+
+def _draw_chance(axes: Axes, probings: Iterable[ProbeAnalysis]) -> None:
+    """Draw the chance of the models in a panel: one line for each number of classes; several always have names."""
+    chances = {len(probing.labels): probing.chance for probing in probings if known(probing.chance)}
+    for index, (classes, chance) in enumerate(sorted(chances.items())):
+        label = "chance (1 / classes)"
+        if len(chances) > 1:
+            label = f"chance, {quantity(classes, 'class', 'classes')}"
+        axes.axhline(100 * chance, color=INK, linewidth=0.9, linestyle=_CHANCE_DASHES[index % 2], label=label)

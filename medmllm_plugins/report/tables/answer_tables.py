@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate, known
+from medmllm_plugins.metrics.guessing import GUESSES
+from medmllm_plugins.metrics.intervals import UNKNOWN, known
 from medmllm_plugins.metrics.prompt_variants import VariantsSummary
 from medmllm_plugins.metrics.summary import Summary
 from medmllm_plugins.report.base_models import TunedModel
+from medmllm_plugins.report.changed_questions import ChangedQuestion
 from medmllm_plugins.report.display_names import DECIMALS, METRICS, SCORE_FORMS, STATUSES
 from medmllm_plugins.report.formatting import cut
-from medmllm_plugins.report.roc_curves import roc_curves
 from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
-from medmllm_plugins.report.run_pairs import Difference, ImageControl
+from medmllm_plugins.report.run_pairs import Difference
+from medmllm_plugins.report.subgroups import Subgroups
 from medmllm_plugins.report.tables.report_table import Column, Row, Table, Value, model_table, read_columns
-from medmllm_plugins.report.verdict import GUESSES, Verdict
+from medmllm_plugins.report.verdict import Verdict
 from medmllm_plugins.utils.json_values import clean
 
 
-def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
-    """Tabulate all metrics of all tasks, and the differences from guessing and from the reference classifier."""
-    # The main question of each model comes first; other questions and controls without the image follow.
+def metrics_results(dataset: DatasetRuns) -> list[TaskResult]:
+    """Return the results in the order of the rows of :func:`metrics_table`, the main question of each model first."""
     main = {id(dataset.main(subject)) for subject in dataset.subjects}
-    results = sorted(
+    return sorted(
         (result for result in dataset.results if result.task.scored),
         key=lambda result: (
             id(result) not in main,
@@ -32,6 +33,11 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
             result.subject.number,
         ),
     )
+
+
+def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
+    """Tabulate all metrics of all tasks, and the differences from guessing and from the reference classifier."""
+    results = metrics_results(dataset)
     names = [
         name for name in METRICS if name != "accuracy" and any(known(result.metrics.get(name)) for result in results)
     ]
@@ -58,7 +64,7 @@ def metrics_table(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> Table:
             yield result.exact_match
 
     guesses = list(dict.fromkeys(GUESSES[name] for result in results if (name := result.guess[0])))
-    rows = [(result.subject, list(values(result))) for result in results]
+    rows = [(result, list(values(result))) for result in results]
     return model_table(dataset, "metrics", rows, columns, guesses=guesses, findings=findings)
 
 
@@ -68,10 +74,9 @@ def differences_table(dataset: DatasetRuns, pairs: Sequence[Difference]) -> Tabl
     for pair in pairs:
         names = (pair.first.task.name, pair.second.subject.label, pair.second.task.name)
         accuracy = pair.second_accuracy + pair.difference.value
+        figures = (pair.shared, accuracy, pair.second_accuracy, pair.difference)
         counts = (pair.first_alone, pair.second_alone)
-        rows.append(
-            (pair.first.subject, (*names, pair.shared, accuracy, pair.second_accuracy, pair.difference, *counts))
-        )
+        rows.append((pair.first, (*names, *figures, *counts, pair.p, pair.p_holm)))
     return model_table(dataset, "differences", rows)
 
 
@@ -81,7 +86,7 @@ def bases_table(dataset: DatasetRuns, tuned: Sequence[TunedModel]) -> Table:
     for model in tuned:
         shares = [model.shares.get(name) for name in ("vision", "connector", "llm")]
         values = (model.result.task.name, model.base, model.questions, model.accuracy, model.base_accuracy, model.gain)
-        rows.append((model.result.subject, (*values, model.fixed, model.broken, *shares)))
+        rows.append((model.result, (*values, model.fixed, model.broken, *shares)))
     return model_table(dataset, "bases", rows)
 
 
@@ -92,7 +97,7 @@ def class_table(dataset: DatasetRuns) -> Table:
         summary = result.task.summary
         for row in summary.per_class if isinstance(summary, Summary) else ():
             values = (cut(row.label), row.n, row.sensitivity, row.specificity, row.precision, row.f1, row.parsed)
-            rows.append((result.subject, values))
+            rows.append((result, values))
     return model_table(dataset, "classes", rows)
 
 
@@ -112,7 +117,7 @@ def parsing_table(dataset: DatasetRuns) -> Table:
             shares = (count / total if total else math.nan for count in counts.values())
             summary = result.task.summary
             parsed = summary.accuracy_on_parsed if isinstance(summary, Summary) else UNKNOWN
-            rows.append((result.subject, (result.task.name, total, *shares, parsed)))
+            rows.append((result, (result.task.name, total, *shares, parsed)))
     return model_table(dataset, "parsing", rows, columns)
 
 
@@ -138,54 +143,40 @@ def label_scores_table(dataset: DatasetRuns) -> Table:
                 scores = (values.get(name, UNKNOWN) for name in names)
                 accuracy = source.metrics.get("accuracy", UNKNOWN)
                 row = (result.task.name, variant or None, SCORE_FORMS.get(form, form), *scores, accuracy)
-                rows.append((result.subject, row))
+                rows.append((result, row))
     return model_table(dataset, "label_scores", rows, columns)
 
 
 def unparsed_table(dataset: DatasetRuns, limit: int = 8) -> Table:
     """Tabulate the most frequent answers without a class, at most ``limit`` per task; texts are not cut."""
     rows: list[Row] = [
-        (result.subject, (result.task.name, answer.status.replace("_", " "), answer.count, clean(answer.text)))
+        (result, (result.task.name, answer.status.replace("_", " "), answer.count, clean(answer.text)))
         for result in dataset.results
         for answer in result.task.unparsed[:limit]
     ]
     return model_table(dataset, "unparsed", rows)
 
 
-def sensitivity_table(dataset: DatasetRuns, controls: Sequence[ImageControl]) -> Table:
-    """Tabulate how accuracy depends on the order of options, the wording and the image."""
+def sensitivity_table(dataset: DatasetRuns, changes: Sequence[ChangedQuestion]) -> Table:
+    """Tabulate how accuracy depends on the order of options, the wording, the protocol and the image."""
     rows: list[Row] = []
-    for result in dataset.results:
-        if result.task.scored and result.task.varied:
-            variants = variant_accuracies(result)
-            values = [accuracy.value for accuracy in variants.values() if known(accuracy)]
-            what = "order of the options" if result.task.varied == "order" else "wording of the question"
-            usual, metrics = dataset.counterpart(result), result.metrics
-            row = (
-                result.task.name,
-                f"{what} ({len(variants)})",
-                metrics.get("accuracy"),
-                usual.task.name if usual is not None else None,
-                None,
-                min(values, default=math.nan),
-                max(values, default=math.nan),
-                metrics.get("spread"),
-                metrics.get("flips"),
-            )
-            rows.append((result.subject, row))
-    for control in controls:
-        result, usual = control.result, control.counterpart
-        compared_with = usual.task.name if usual is not None else None
-        accuracy, change = result.metrics.get("accuracy"), f"image {result.task.image}"
-        rows.append(
-            (result.subject, (result.task.name, change, accuracy, compared_with, control.loss, None, None, None, None))
-        )
+    for change in changes:
+        spread = change.result.metrics.get("spread")
+        usual = change.usual.task.name if change.usual is not None else None
+        figures = (change.accuracy, usual, change.shared or None, change.usual_accuracy, change.difference)
+        ends = (min(change.variants, default=math.nan), max(change.variants, default=math.nan))
+        values = (change.result.task.name, change.change, *figures, change.changed_answers, *ends, spread)
+        rows.append((change.result, values))
     return model_table(dataset, "sensitivity", rows)
 
 
-def variant_accuracies(result: TaskResult) -> dict[str, Estimate]:
-    """Return the accuracy of each variant of a task, by name."""
-    return {name: source.metrics.get("accuracy", UNKNOWN) for name, source in result.task.sources.items()}
+def subgroups_table(dataset: DatasetRuns, subgroups: Subgroups) -> Table:
+    """Tabulate accuracy by subgroup."""
+    rows: list[Row] = [
+        (row.subject, (row.column, row.value or None, row.documents, row.groups, row.accuracy))
+        for row in subgroups.rows
+    ]
+    return model_table(dataset, "subgroups", rows)
 
 
 def positions_table(dataset: DatasetRuns) -> Table:
@@ -202,18 +193,6 @@ def positions_table(dataset: DatasetRuns) -> Table:
         *(Column(f"Position {index}", f"position_{index}", "share") for index in range(1, longest + 1)),
     )
     rows: list[Row] = [
-        (result.subject, (name, *by_position, *[None] * (longest - len(by_position))))
-        for result, name, by_position in shares
+        (result, (name, *by_position, *[None] * (longest - len(by_position)))) for result, name, by_position in shares
     ]
     return model_table(dataset, "positions", rows, columns)
-
-
-def roc_table(dataset: DatasetRuns) -> Table:
-    """Tabulate the areas under the ROC curves of each model's main task."""
-    rows: list[Row] = [
-        (result.subject, (curve.name, curve.positives, curve.area))
-        for result in dataset.main_results()
-        if "accuracy" in result.metrics
-        for curve in roc_curves(result)
-    ]
-    return model_table(dataset, "roc", rows)

@@ -26,7 +26,7 @@ def findings_table(dataset: DatasetRuns) -> Table:
         summary = result.task.summary
         for row in summary.per_finding if isinstance(summary, FindingsSummary) else ():
             values = (getattr(row, name) or UNKNOWN for name in FINDING_METRICS)
-            rows.append((result.subject, (cut(row.finding), row.n, row.positives, *values)))
+            rows.append((result, (cut(row.finding), row.n, row.positives, *values)))
     return model_table(dataset, "findings", rows, columns)
 
 
@@ -50,5 +50,5 @@ def counts_table(dataset: DatasetRuns) -> Table:
             if outcome.finding
         )
         for finding in dict.fromkeys(name for name, _, _ in counts):
-            rows.append((result.subject, (cut(finding), *(counts[finding, truth, answer] for truth, answer in pairs))))
+            rows.append((result, (cut(finding), *(counts[finding, truth, answer] for truth, answer in pairs))))
     return model_table(dataset, "counts", rows, columns)

@@ -18,7 +18,7 @@ def diagnosis_table(dataset: DatasetRuns) -> Table:
             verdict = f"{effect.verdict} (loses most)" if effect.mode == probing.diagnosis.named else effect.verdict
             mode = f"{effect.mode}: {TITLES[effect.mode]}"
             losses = (effect.loss, effect.balanced_loss, effect.bits_lost, effect.probability)
-            rows.append((result.subject, (mode, *losses, verdict, effect.before, effect.after, effect.why)))
+            rows.append((result, (mode, *losses, verdict, effect.before, effect.after, effect.why)))
     return model_table(dataset, "diagnosis", rows)
 
 
@@ -28,7 +28,7 @@ def stages_table(dataset: DatasetRuns) -> Table:
     for result, probing in dataset.probed():
         for stage in probing.diagnosis.stages:
             figures = (stage.own, stage.accuracy, stage.balanced, stage.bits)
-            rows.append((result.subject, (stage.stage, stage.source, *figures)))
+            rows.append((result, (stage.stage, stage.source, *figures)))
     return model_table(dataset, "stages", rows)
 
 
@@ -40,7 +40,7 @@ def anchors_table(dataset: DatasetRuns) -> Table:
             recalls = ", ".join(f"{cut(label, 40)} {percent(recall)}" for label, recall in anchor.recalls.items())
             counts = (anchor.kind, anchor.n, anchor.groups)
             shares = (anchor.accuracy, anchor.chance, anchor.parsed)
-            rows.append((result.subject, (*counts, *shares, recalls, anchor.verdict)))
+            rows.append((result, (*counts, *shares, recalls, anchor.verdict)))
     return model_table(dataset, "anchors", rows)
 
 
@@ -65,7 +65,7 @@ def modes_table(dataset: DatasetRuns) -> Table:
             probing.diagnosis.named or "none",
             probing.mapping.kind if probing.mapping else None,
         )
-        rows.append((result.subject, values))
+        rows.append((result, values))
     return model_table(dataset, "modes", rows, columns)
 
 
@@ -73,8 +73,8 @@ def health_table(dataset: DatasetRuns) -> Table:
     """Tabulate the Feature Health Score of each module, and the accuracy of the answers."""
     rows: list[Row] = []
     for result, probing in dataset.probed():
-        rows += [(result.subject, (module.module, module.pooling, module.score)) for module in probing.health]
-        rows.append((result.subject, ("answers", "", probing.answer)))
+        rows += [(result, (module.module, module.pooling, module.score)) for module in probing.health]
+        rows.append((result, ("answers", "", probing.answer)))
     return model_table(dataset, "health", rows)
 
 
@@ -86,7 +86,7 @@ def curves_table(dataset: DatasetRuns) -> Table:
             site = (point.layer, point.pooling, point.width, "yes" if point.read else "no")
             controls = (point.control, point.selectivity, point.label_permutation, point.label_permutation_high)
             figures = (point.accuracy, point.balanced, point.bits)
-            rows.append((result.subject, (*site, *figures, *controls, point.p_holm)))
+            rows.append((result, (*site, *figures, *controls, point.p_holm)))
     return model_table(dataset, "curves", rows)
 
 
@@ -94,11 +94,11 @@ def mapping_table(dataset: DatasetRuns) -> Table:
     """Tabulate the gap between probe and answers, and the accuracy that each output recalibration gains."""
     rows: list[Row] = []
     for result, semantic in dataset.mapped():
-        rows.append((result.subject, (semantic.kind, "answers without recalibration", semantic.answer, None)))
+        rows.append((result, (semantic.kind, "answers without recalibration", semantic.answer, None)))
         probe = "probe of the last token (gain: mapping gap)"
-        rows.append((result.subject, (semantic.kind, probe, semantic.probe, semantic.mapping_gap)))
+        rows.append((result, (semantic.kind, probe, semantic.probe, semantic.mapping_gap)))
         for name, reading in semantic.readings.items():
-            rows.append((result.subject, (semantic.kind, RECALIBRATIONS[name], reading.accuracy, reading.gain)))
+            rows.append((result, (semantic.kind, RECALIBRATIONS[name], reading.accuracy, reading.gain)))
     return model_table(dataset, "mapping", rows)
 
 
@@ -117,5 +117,5 @@ def attribution_table(dataset: DatasetRuns) -> Table:
         summary = row.summary
         unchecked = ", ".join(summary.unchecked) or None
         facts = (summary.method, summary.layer, summary.settings, summary.n, len(summary.failed), unchecked)
-        rows.append((row.result.subject, (*facts, *(summary.figure(name) for name in CHECKS), summary.area)))
+        rows.append((row.result, (*facts, *(summary.figure(name) for name in CHECKS), summary.area)))
     return model_table(dataset, "attributions", rows, columns)

@@ -27,7 +27,7 @@ def twins_table(dataset: DatasetRuns) -> Table:
             *(patching.difference, patching.first_breaking or "nowhere", patching.first_restoring or "nowhere"),
             *(" and ".join(patching.stages) or "none", *(shares.get(name) for name in ("vision", "connector", "llm"))),
         )
-        rows.append((result.subject, values))
+        rows.append((result, values))
     return model_table(dataset, "twins", rows)
 
 
@@ -44,7 +44,7 @@ def patches_table(dataset: DatasetRuns) -> Table:
             for one_way in (restoring, breaking):
                 values += [None] * 3 if one_way is None else [one_way.accuracy, one_way.effect, one_way.log_odds_effect]
             parsed = [point.parsed for point in points.values()]
-            rows.append((result.subject, (*values, min(parsed))))
+            rows.append((result, (*values, min(parsed))))
     return model_table(dataset, "patches", rows)
 
 
@@ -58,7 +58,7 @@ def interchange_table(dataset: DatasetRuns) -> Table:
         for (layer, tokens), points in by_site.items():
             other = points.get("other class")
             effects = [points[donor].effect if donor in points else None for donor in _DONORS]
-            rows.append((result.subject, (layer, tokens, other.flips if other else None, *effects)))
+            rows.append((result, (layer, tokens, other.flips if other else None, *effects)))
     return model_table(dataset, "interchange", rows)
 
 
@@ -67,8 +67,8 @@ def knockout_table(dataset: DatasetRuns) -> Table:
     rows: list[Row] = []
     for result, cut in dataset.cut():
         for point in cut.points:
-            window = point.first if point.first == point.last else f"{point.first} to {point.last}"
-            rows.append((result.subject, (window, point.queries, point.accuracy, point.lost, point.log_odds_lost)))
+            values = (point.first, point.last, point.queries, point.accuracy, point.lost, point.log_odds_lost)
+            rows.append((result, values))
     return model_table(dataset, "knockout", rows)
 
 
@@ -84,14 +84,14 @@ def steering_table(dataset: DatasetRuns) -> Table:
             probe = points.get("probe")
             names = ("flips", "on_labels", "parsed", "perplexity")
             rest = [None if probe is None else getattr(probe, name) for name in names]
-            rows.append((result.subject, (layer, tokens, dose, *shifts, *rest)))
+            rows.append((result, (layer, tokens, dose, *shifts, *rest)))
     return model_table(dataset, "steering", rows)
 
 
 def interventions_table(dataset: DatasetRuns) -> Table:
     """Tabulate what the answers lose under interventions of plugins."""
     rows: list[Row] = [
-        (result.subject, (each.name, point.condition, point.accuracy, point.lost, point.log_odds_lost))
+        (result, (each.name, point.condition, point.accuracy, point.lost, point.log_odds_lost))
         for result, results in dataset.intervened()
         for each in results.results
         for point in each.points

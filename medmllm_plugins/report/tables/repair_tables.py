@@ -19,14 +19,14 @@ def repairs_table(dataset: DatasetRuns) -> Table:
                 *(repair.accuracy, repair.gain, shuffled, repair.fixed, repair.broken, repair.parsed),
                 *(study.ece, repair.ece, repair.setting or ", ".join(notes)),
             )
-            rows.append((result.subject, values))
+            rows.append((result, values))
     return model_table(dataset, "repairs", rows)
 
 
 def transfers_table(dataset: DatasetRuns) -> Table:
     """Tabulate what each repair does where it was not fitted."""
     rows: list[Row] = [
-        (result.subject, (repair.title, transfer.task, transfer.n, transfer.before, transfer.after, transfer.gain))
+        (result, (repair.title, transfer.task, transfer.n, transfer.before, transfer.after, transfer.gain))
         for result, study in dataset.repaired()
         for repair in study.repairs
         for transfer in repair.transfers
@@ -42,5 +42,5 @@ def learning_table(dataset: DatasetRuns) -> Table:
             points = [(point.documents, point.gain) for point in repair.curve]
             if points:
                 points.append((repair.documents, repair.gain))
-            rows += [(result.subject, (repair.title, documents, gain)) for documents, gain in points]
+            rows += [(result, (repair.title, documents, gain)) for documents, gain in points]
     return model_table(dataset, "learning", rows)

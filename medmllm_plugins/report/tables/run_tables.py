@@ -18,7 +18,16 @@ def runs_table(collection: RunCollection) -> Table:
     pairs = [(subject, run) for subject in collection.subjects for run in subject.runs]
     rows = tuple(_run_row(run, subject.label) for subject, run in pairs)
     title, note = texts("tables.txt.jinja", "runs")
-    return Table("runs", title, read_columns("runs"), rows, tuple(subject.number for subject, _ in pairs), note)
+    datasets = [", ".join(dict.fromkeys(task.dataset for task in run.tasks)) for _, run in pairs]
+    return Table(
+        stem="runs",
+        title=title,
+        columns=read_columns("runs"),
+        rows=rows,
+        series=tuple(subject.number for subject, _ in pairs),
+        note=note,
+        origins=tuple((run.name, names) for (_, run), names in zip(pairs, datasets, strict=True)),
+    )
 
 
 def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
@@ -41,6 +50,7 @@ def _run_row(run: RunFolder, model: str) -> tuple[Value, ...]:
 def data_table(collection: RunCollection) -> Table:
     """Tabulate the data behind the page: fingerprints, folds and leaks."""
     rows: dict[tuple[str, str], tuple[Value, ...]] = {}
+    runs: dict[tuple[str, str], dict[str, None]] = {}
     for dataset in collection.datasets:
         for result in sorted(dataset.results, key=lambda result: dataset.name not in result.run.folds):
             folds = result.run.folds.get(dataset.name)
@@ -54,8 +64,10 @@ def data_table(collection: RunCollection) -> Table:
                 *((folds.groups, folds.divided, folds.exposed) if folds else (None, None, None)),
             )
             rows.setdefault((dataset.name, result.fingerprint), row)
+            runs.setdefault((dataset.name, result.fingerprint), {})[result.run.name] = None
     title, note = texts("tables.txt.jinja", "data")
-    return Table("data", title, read_columns("data"), tuple(rows.values()), note=note)
+    origins = tuple((", ".join(names), dataset) for (dataset, _), names in runs.items())
+    return Table("data", title, read_columns("data"), tuple(rows.values()), note=note, origins=origins)
 
 
 def _minute(timestamp: str | None) -> str:

@@ -1,0 +1,1 @@
+"""The first screen of the page: headline, dot strip, trust chips and the next step."""
