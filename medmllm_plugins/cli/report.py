@@ -45,7 +45,7 @@ def report(
     if json:
         print_json(read_record(output))
     else:
-        for sentence in page.sentences():
+        for sentence in page.headlines():
             print(sentence)
     # The last line, on either stream, says where the page is.
     missing = len(page.notes.missing)

@@ -50,12 +50,11 @@ class Report:
         """Return all figures."""
         return [drawing for section in self.sections for drawing in section.figures.values()]
 
-    def sentences(self) -> list[str]:
-        """Return the overview of each data set; with several data sets, after the title of each."""
-        several = len(self.sections) > 1
-        return [
-            f"{section.dataset.title}: {section.sentence}" if several else section.sentence for section in self.sections
-        ]
+    def headlines(self) -> list[str]:
+        """Return the headline of each data set; with several data sets, after the title of each."""
+        if len(self.sections) == 1:
+            return [self.sections[0].answer.headline]
+        return [f"{section.dataset.title}: {section.answer.headline}" for section in self.sections]
 
     def record(self, files: Sequence[str] = ()) -> ReportRecord:
         """Return the content of ``report.json``; ``files`` are the tables and figures beside it."""

@@ -184,6 +184,9 @@ class DatasetSection:
         return DatasetRecord(
             dataset=self.dataset.name,
             title=self.dataset.title,
+            headline=self.answer.headline,
+            trust=tuple(chip.record() for chip in self.answer.chips),
+            next_steps=tuple(step.record() for step in self.answer.steps),
             sentence=self.sentence,
             verdicts=tuple(verdict.record() for verdict in self.verdicts),
             tables={table.stem: table.record() for table in self.filled_tables if table is not unparsed},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from medmllm_plugins.metrics.intervals import UNKNOWN, Estimate
 from medmllm_plugins.utils.record import Record, VersionedRecord
@@ -95,12 +95,49 @@ class VerdictRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRecord(Record):
+    """One thing that decides whether a result can be trusted.
+
+    Attributes:
+        name: what was checked, such as ``documents`` or ``leaks``.
+        status: ``good``, ``caution``, or ``unknown`` for what was not measured.
+        label: the result in a few words.
+    """
+
+    name: str
+    status: Literal["good", "caution", "unknown"]
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextStepRecord(Record):
+    """What to do next for one model.
+
+    Attributes:
+        model: the model's label; empty if the step is about none.
+        observation: what was seen.
+        hypothesis: what follows if that is the cause.
+        caution: what to check before; empty if there is nothing.
+        commands: commands that test it, the first one first.
+    """
+
+    model: str
+    observation: str
+    hypothesis: str
+    caution: str
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord(Record):
     """What a report says about one data set.
 
     Attributes:
         dataset: name of the data set.
         title: its title.
+        headline: the result in at most 25 words.
+        trust: whether it can be trusted, cautions first.
+        next_steps: one for each model, first that of the best one that was probed.
         sentence: the overview of all models in words; with a single model, its verdict.
         verdicts: one verdict for each model.
         tables: the tables by the name of their CSV file without its ending; answers that could not be parsed are left
@@ -109,6 +146,9 @@ class DatasetRecord(Record):
 
     dataset: str
     title: str
+    headline: str
+    trust: tuple[TrustRecord, ...]
+    next_steps: tuple[NextStepRecord, ...]
     sentence: str
     verdicts: tuple[VerdictRecord, ...]
     tables: Mapping[str, TableRecord]

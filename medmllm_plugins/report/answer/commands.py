@@ -100,8 +100,8 @@ def baseline_command(result: TaskResult, method: str = "") -> str:
 
 
 def diagnose_command(run: RunFolder) -> str:
-    """Return the command that repeats the diagnosis of a run."""
-    return shlex.join(["medmllm", "diagnose", run.name])
+    """Return the command that repeats the diagnosis of a run, whose folder is named as for this report."""
+    return shlex.join(["medmllm", "diagnose", str(run.folder)])
 
 
 def _evaluation(run: RunFolder, tasks: list[str], added: dict[str, str] | None = None) -> str:

@@ -14,6 +14,7 @@ from medmllm_plugins.report.templating import anchor, text, texts
 from medmllm_plugins.report.verdict import Verdict
 from medmllm_plugins.results.probe_records import HANDOVER, Diagnosis
 from medmllm_plugins.results.repair_records import RepairResult, RepairStudy
+from medmllm_plugins.results.report_records import NextStepRecord
 
 OUTPUT_REPAIRS: Final = ("relabelling", "class_bias", "blank_image", "affine")
 STAGE_REPAIRS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -74,6 +75,16 @@ class NextStep:
     commands: tuple[SuggestedCommand, ...]
     caution: str = ""
     evidence: tuple[str, ...] = ()
+
+    def record(self) -> NextStepRecord:
+        """Return the step as ``report.json`` has it."""
+        return NextStepRecord(
+            model=self.model,
+            observation=self.observation,
+            hypothesis=self.hypothesis,
+            caution=self.caution,
+            commands=tuple(suggested.line for suggested in self.commands),
+        )
 
 
 def next_steps(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> tuple[NextStep, ...]:

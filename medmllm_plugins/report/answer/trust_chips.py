@@ -14,6 +14,7 @@ from medmllm_plugins.report.run_collection import DatasetRuns, TaskResult
 from medmllm_plugins.report.run_pairs import ImageControl
 from medmllm_plugins.report.templating import anchor, texts
 from medmllm_plugins.report.verdict import Verdict
+from medmllm_plugins.results.report_records import TrustRecord
 
 ChipStatus: TypeAlias = Literal["good", "caution", "unknown"]
 MAX_FLIPS: Final = 0.10
@@ -44,6 +45,10 @@ class TrustChip:
     label: str
     meaning: str
     evidence: tuple[str, ...]
+
+    def record(self) -> TrustRecord:
+        """Return the chip as ``report.json`` has it."""
+        return TrustRecord(name=self.name, status=self.status, label=self.label)
 
 
 def trust_chips(
