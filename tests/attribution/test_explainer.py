@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from support.loading import load
-from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.attribution import explainer
@@ -41,6 +40,7 @@ from medmllm_plugins.plugins.hookspecs import hookimpl
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.plugins.specs import AttributionSpec
 from medmllm_plugins.prompts.attribution_options import AttributionOptions
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 

@@ -13,8 +13,6 @@ import torch
 from PIL import Image
 from support.tiny_authors import hulu_med as write_hulu_med
 from support.tiny_authors import old_llava as write_old_llava
-from support.tiny_families import FAMILIES as TINY
-from support.tiny_families import write_family
 from support.tiny_medm_vl import write_checkpoint, write_ct_checkpoint
 from torch import Tensor
 
@@ -32,6 +30,8 @@ from medmllm_plugins.models.formats import hulu_med, medm_vl, original_llava
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import changed, layers_of
+from medmllm_plugins.testing.tiny_families import FAMILIES as TINY
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 

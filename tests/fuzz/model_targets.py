@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.numpy import save
 from support.tiny_authors import CLIP, TEXT
 from support.tiny_medm_vl import write_tokenizer
-from support.tiny_parts import SIGLIP
 
 from medmllm_plugins.attribution.attribution_store import gather_index
 from medmllm_plugins.models.checkpoint import demo_folder, open_weights, read_json
@@ -29,6 +28,7 @@ from medmllm_plugins.models.formats.medm_vl import llava_config
 from medmllm_plugins.models.formats.medm_vl_config import ATTENTION_POOLING, MLP, read_config
 from medmllm_plugins.models.image_inputs import siglip_processor
 from medmllm_plugins.models.tokens import encode_text, label_suffixes
+from medmllm_plugins.testing.tiny_checkpoints import SIGLIP
 
 
 def _json(content: Any) -> bytes:

@@ -17,11 +17,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from support.asking import LABELS, QUESTIONS, ask, visuals
 from support.loading import ALL, CT, open_model, write
-from support.tiny_families import FAMILIES
 
 from medmllm_plugins.interventions.twin_patching import patch_sites, patch_twins
 from medmllm_plugins.models.base import LoadedModel
 from medmllm_plugins.probes.logistic import RowSpace, solve
+from medmllm_plugins.testing.tiny_families import FAMILIES
 
 DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)]
 KINDS = (*ALL, CT)

@@ -12,13 +12,13 @@ import pytest
 from loguru import logger
 from support.dicom_files import MARKER, write_series
 from support.image_files import write_picture
-from support.tiny_families import write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.cli.app import main
 from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.plugins.manager import reset
 from medmllm_plugins.prompts.task_names import task_settings
+from medmllm_plugins.testing.tiny_families import write_family
 
 
 @pytest.fixture

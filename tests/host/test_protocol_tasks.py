@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_families import write_family
 
 from medmllm_plugins.errors import MedMLLMError
 from medmllm_plugins.host import entry_point
 from medmllm_plugins.plugins.manager import reset
+from medmllm_plugins.testing.tiny_families import write_family
 
 MINE = """
 task: mine

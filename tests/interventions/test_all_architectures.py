@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.tiny_families import FAMILIES, write_family
 from support.tiny_medm_vl import write_ct_checkpoint
 
 from medmllm_plugins.data.readers.volumes import Volume
@@ -40,6 +39,7 @@ from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.repairs.repair_folder import read_repair, write_repair
 from medmllm_plugins.models.repairs.repaired_model import repaired
 from medmllm_plugins.runtime.repair_candidates import CANDIDATES, RepairOptions
+from medmllm_plugins.testing.tiny_families import FAMILIES, write_family
 
 torch.set_num_threads(1)
 QUESTION, LABELS = "Is it benign or malignant?", ("benign", "malignant tumour", "x")

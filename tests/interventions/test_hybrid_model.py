@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import write_family
 from torch import nn
 
 from medmllm_plugins.interventions.hybrid_model import HybridModel
@@ -23,6 +22,7 @@ from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.recorded_pass import RecordedPass
 from medmllm_plugins.models.stages import connectors_of
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.", "Is it no mass?")

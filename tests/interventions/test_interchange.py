@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from support.phantom_images import phantom_dataset
-from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.interchange import (
@@ -29,6 +28,7 @@ from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.prompts.protocols import ask
 from medmllm_plugins.results.interchange_records import Interchange
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 QUESTION, LABELS = "Is it benign or malignant?", ("benign", "malignant tumour", "x")

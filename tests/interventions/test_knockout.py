@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.interventions.knockout import Cut, cuts_of, knock_out
@@ -19,6 +18,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.results.knockout_records import Knockout
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 QUESTION, LABELS = "Is it benign or malignant?", ("benign", "malignant tumour", "x")

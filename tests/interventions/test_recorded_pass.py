@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import FAMILIES, write_family
 from torch import Tensor
 
 from medmllm_plugins.errors import OptionError
@@ -22,6 +21,7 @@ from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.recorded_pass import CONNECTOR, TOWER_END, RecordedPass
 from medmllm_plugins.models.stages import connectors_of, layers_of, tower_ends
+from medmllm_plugins.testing.tiny_families import FAMILIES, write_family
 
 torch.set_num_threads(1)
 QUESTIONS = ("What is it?", "Is it benign or malignant? Look at this breast ultrasound image.")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import write_family
 from torch import Tensor
 
 from medmllm_plugins.errors import DataError, ModelError
@@ -33,6 +32,7 @@ from medmllm_plugins.models.devices import discard, parked
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.recorded_pass import RecordedPass
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 QUESTION = "Is it benign or malignant?"

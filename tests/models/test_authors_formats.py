@@ -13,7 +13,6 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_authors
-from support.tiny_families import write_family
 from torch import Tensor, nn
 
 from medmllm_plugins.errors import ModelError, OptionError
@@ -21,6 +20,7 @@ from medmllm_plugins.models.formats import hulu_med, original_llava
 from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.testing.tiny_families import write_family
 
 LABELS = ["benign", "malignant tumour", "benign tumour", "no"]
 QUESTIONS = ["What is it?", "Classify this breast ultrasound image: benign, malignant.", "Is it benign? " * 3]

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny_authors
-from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models.chat import ChatModel
@@ -21,6 +20,7 @@ from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.testing.tiny_families import write_family
 
 QUESTIONS = ["What is it?", "Is it benign or malignant?"]
 LABELS = ["benign", "malignant tumour", "no"]

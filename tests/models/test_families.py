@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import FAMILIES as TINY
-from support.tiny_families import randomise, write_family
 
 from medmllm_plugins.errors import ModelError, OptionError
 from medmllm_plugins.models import generation
@@ -22,7 +20,14 @@ from medmllm_plugins.models.families.family import stage_module
 from medmllm_plugins.models.families.family_registry import FAMILIES
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
-from medmllm_plugins.plugins.specs import PromptStyle
+from medmllm_plugins.plugins.specs import ModelSpec, PromptStyle
+from medmllm_plugins.testing.answer_checks import check_answer_depends_on_the_image, check_batched_equals_single
+from medmllm_plugins.testing.check_subjects import ModelSubject
+from medmllm_plugins.testing.resources import Resources
+from medmllm_plugins.testing.stage_checks import check_hooks_fire_once, check_stages_are_found
+from medmllm_plugins.testing.tiny_checkpoints import randomise
+from medmllm_plugins.testing.tiny_families import FAMILIES as TINY
+from medmllm_plugins.testing.tiny_families import write_family
 
 QUESTIONS = [
     "What is it?",
@@ -64,6 +69,12 @@ def load(folders: Callable[[str], Path]) -> Callable[..., ChatModel]:
         return made[kind, attention]
 
     return loaded
+
+
+def subject(kind: str, folders: Callable[[str], Path]) -> ModelSubject:
+    """A family as the checks for plugins take it."""
+    spec = ModelSpec(name=kind, summary="A tiny random model.")
+    return ModelSubject(spec, Resources(checkpoint=folders(kind), device="cpu"))
 
 
 def plain(model: ChatModel, question: str, image: Any) -> dict[str, torch.Tensor]:
@@ -137,20 +148,13 @@ def test_answers_and_scores_are_those_of_transformers_called_plainly(
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_a_batch_gives_what_single_questions_give(load: Callable[..., ChatModel], kind: str) -> None:
-    model = load(kind)
-    batch = model.generate(QUESTIONS, IMAGES, max_new_tokens=5, labels=LABELS)
-    for question, image, answer in zip(QUESTIONS, IMAGES, batch, strict=True):
-        (alone,) = model.generate([question], [image], max_new_tokens=5, labels=LABELS)
-        assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
-        assert answer.scores == pytest.approx(alone.scores, abs=1e-4)
+def test_a_batch_gives_what_single_questions_give(folders: Callable[[str], Path], kind: str) -> None:
+    check_batched_equals_single(subject(kind, folders))
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_another_image_gives_another_score(load: Callable[..., ChatModel], kind: str) -> None:
-    model = load(kind)
-    first, second = model.generate([QUESTIONS[0]] * 2, IMAGES[:2], max_new_tokens=0, labels=LABELS)
-    assert np.abs(np.subtract(first.scores, second.scores)).max() > 1e-3
+def test_another_image_gives_another_score(folders: Callable[[str], Path], kind: str) -> None:
+    check_answer_depends_on_the_image(subject(kind, folders))
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -176,29 +180,10 @@ def test_several_images_in_one_question(load: Callable[..., ChatModel], kind: st
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_every_stage_is_there_and_takes_part(load: Callable[..., ChatModel], kind: str) -> None:
-    model = load(kind)
-    family = model.family
-    seen: dict[str, int] = {}
-    names = [family.connector, family.embed, family.llm_norm, family.head]
-    names += [
-        f"{family.vision_blocks}.{index}" for index in range(len(stage_module(model.model, family.vision_blocks)))
-    ]  # type: ignore[arg-type]
-    names += [f"{family.llm_blocks}.{index}" for index in range(len(stage_module(model.model, family.llm_blocks)))]  # type: ignore[arg-type]
-    names += [family.vision_norm] if family.vision_norm else []
-    hooks = [
-        stage_module(model.model, name).register_forward_hook(
-            lambda *_, name=name: seen.update({name: seen.get(name, 0) + 1})
-        )
-        for name in names
-    ]
-    try:
-        model.generate(QUESTIONS, IMAGES, max_new_tokens=0)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # LLaVA takes its features from before CLIP's last norm, which serves the pooled token alone.
-    assert set(names) - set(seen) <= ({family.vision_norm} if kind in ("llava", "llava_next") else set())
+def test_every_stage_is_there_and_takes_part(folders: Callable[[str], Path], kind: str) -> None:
+    family = subject(kind, folders)
+    check_stages_are_found(family)
+    check_hooks_fire_once(family)
 
 
 def test_a_wrong_stage_name_says_what_is_wrong(load: Callable[..., ChatModel]) -> None:

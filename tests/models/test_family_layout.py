@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import FAMILIES as TINY
-from support.tiny_families import write_family
 
 from medmllm_plugins.errors import ModelError
 from medmllm_plugins.features.pooling import BatchLayout, pool_images
@@ -18,6 +16,8 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.families.family import select_rows, stage_module
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.testing.tiny_families import FAMILIES as TINY
+from medmllm_plugins.testing.tiny_families import write_family
 
 QUESTIONS = ["What?", "Is it benign or malignant, and why?", "a"]
 

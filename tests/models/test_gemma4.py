@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import write_family
 from torch import Tensor
 
 from medmllm_plugins.errors import ModelError
@@ -25,6 +24,7 @@ from medmllm_plugins.models.families.gemma4 import Gemma4
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
+from medmllm_plugins.testing.tiny_families import write_family
 
 KINDS = ("gemma4", "gemma4_moe", "gemma4_e")
 QUESTIONS = ["What is it?", "Is it benign or malignant, and why?", "a"]

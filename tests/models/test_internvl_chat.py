@@ -13,7 +13,6 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_authors
-from support.tiny_families import write_family
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from medmllm_plugins.models.native import AUTHORS_FORMATS, open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import get_manager
+from medmllm_plugins.testing.tiny_families import write_family
 
 LABELS = ["benign", "malignant tumour", "benign tumour", "no"]
 QUESTIONS = ["What is it?", "Classify this breast ultrasound image: benign, malignant.", "Is it benign? " * 3]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_families import write_family
 
 from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,6 @@ import torch
 import transformers as hf
 from PIL import Image
 from support.plugin_site import HEAD, Site
-from support.tiny_parts import CHATML, TEXT, tokenizer
 
 from medmllm_plugins.attribution.attribution_input import AttributionInput
 from medmllm_plugins.attribution.attribution_target import Target
@@ -36,6 +35,8 @@ from medmllm_plugins.models.model_loading import load_model
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.models.stages import layers_of
 from medmllm_plugins.plugins.manager import discover, get_manager
+from medmllm_plugins.testing import run_checks
+from medmllm_plugins.testing.tiny_checkpoints import CHATML, TEXT, tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin-model"
 LAYERS = ["vision.00", "vision.01", "vision.02", "connector", "llm.embed", "llm.00", "llm.01", "llm.02", "llm.norm"]
@@ -169,6 +170,13 @@ def test_a_family_that_cannot_be_imported_hides_no_other(site: Site, fresh: None
     assert find_family("convnet_of_mine", "a checkpoint").title == "ConvNet of mine"
     with pytest.raises(ModelError, match=r"mistral3, convnet_of_mine, got 'unknown'.*family of broken_model cannot be"):
         find_family("unknown", "a checkpoint")
+
+
+def test_it_goes_through_the_checks_for_plugins(model: LoadedModel) -> None:
+    spec = discover().models()["convnet_of_mine"]
+    results = {result.check: result for result in run_checks(spec, checkpoint=write_convnet, device="cpu")}
+    assert not [result for result in results.values() if result.status == "failed"]
+    assert {result.status for result in results.values()} == {"passed"}
 
 
 def test_controls_and_unused_layers(model: LoadedModel) -> None:

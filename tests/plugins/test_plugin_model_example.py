@@ -11,7 +11,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from support.tiny_families import write_family
+
+from medmllm_plugins.testing.tiny_families import write_family
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))

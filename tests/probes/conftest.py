@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny_families import write_family
 
 from medmllm_plugins.features.store import write_header
 from medmllm_plugins.features.store_writer import FeatureBatch, Writer, stacked
@@ -20,6 +19,7 @@ from medmllm_plugins.models.formats.medm_vl import load as load_medm_vl
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
 from medmllm_plugins.results.feature_store import FeatureStore, Header, StoredLayer
+from medmllm_plugins.testing.tiny_families import write_family
 
 LABELS = ("benign", "malignant", "normal")
 FOLDS = ("train", "validation", "test")

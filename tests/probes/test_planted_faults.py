@@ -25,8 +25,6 @@ from support.planted_faults import (
     recorded_layers,
     run,
 )
-from support.tiny_families import FAMILIES as TINY
-from support.tiny_families import write_family
 from torch import Tensor
 
 from medmllm_plugins.data.layouts.phantoms import LABELS as FINDINGS
@@ -52,6 +50,8 @@ from medmllm_plugins.probes.validation.fault_kinds import (
 from medmllm_plugins.probes.validation.image_faults import IMAGE_EDITS
 from medmllm_plugins.probes.validation.planted_faults import class_directions, plant_faults
 from medmllm_plugins.prompts.wording import closed_set
+from medmllm_plugins.testing.tiny_families import FAMILIES as TINY
+from medmllm_plugins.testing.tiny_families import write_family
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,6 @@ import pytest
 from support.tiny_authors import hulu_med as write_hulu_med
 from support.tiny_authors import internvl_chat as write_internvl_chat
 from support.tiny_authors import old_llava as write_old_llava
-from support.tiny_families import FAMILIES, write_family
 from support.tiny_medm_vl import write_checkpoint, write_ct_checkpoint
 
 from medmllm_plugins.models.base import LoadedModel
@@ -17,6 +16,7 @@ from medmllm_plugins.models.chat import ChatModel
 from medmllm_plugins.models.formats import hulu_med, internvl_chat, medm_vl, original_llava
 from medmllm_plugins.models.native import open_native
 from medmllm_plugins.models.options import LoadOptions
+from medmllm_plugins.testing.tiny_families import FAMILIES, write_family
 
 ALL = (*FAMILIES, "old_llava", "hulu_med", "internvl_chat", "medm_vl")
 CT = "medm_vl_ct"

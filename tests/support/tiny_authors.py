@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import transformers as hf
 from safetensors.torch import save_file
-from support.tiny_families import FAMILIES, randomise
-from support.tiny_parts import SIGLIP, TEXT, tokenizer
+
+from medmllm_plugins.testing.tiny_checkpoints import SIGLIP, TEXT, randomise, tokenizer
+from medmllm_plugins.testing.tiny_families import FAMILIES
 
 CLIP = {**SIGLIP, "model_type": "clip_vision_model", "projection_dim": 32, "hidden_act": "quick_gelu"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Union
 
 import numpy as np
@@ -58,6 +59,7 @@ class Family:
         flat: whether the tower returns the patches of a batch in one list, (patches, d), without an axis for tiles, or
             would if :meth:`row_mask` were applied.
         first_position: position of a prompt's first token.
+        answer_token_type: ``token_type_ids`` of the tokens of an answer, where the model's input has them.
         needs: packages that its processor needs and this package does not install.
     """
 
@@ -73,6 +75,7 @@ class Family:
     head: ClassVar[str] = "lm_head"
     flat: ClassVar[bool] = False
     first_position: ClassVar[int] = 0
+    answer_token_type: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -306,6 +309,27 @@ class Family:
     def neutral_norm_weight(self, module: nn.Module) -> float:
         """Return the value at which a norm's weight leaves its input's scale as it is."""
         return 1.0
+
+    # -- for tests
+
+    @classmethod
+    def write_tiny_checkpoint(cls, folder: Path) -> None:
+        """Write a checkpoint of this architecture with random weights and a few layers, a few MB in all.
+
+        The checks of :mod:`medmllm_plugins.testing` load it where no other checkpoint is named. Parts for it are in
+        :mod:`medmllm_plugins.testing.tiny_checkpoints`.
+
+        Args:
+            folder: an empty folder.
+
+        Raises:
+            ModelError: the family has none; this is the default.
+        """
+        raise ModelError(
+            f"{cls.__name__}: expected a checkpoint to load, got none. Name one (checkpoint=FOLDER in "
+            "parametrize_with_checks, --pretrained FOLDER in `medmllm check-plugin`), or override "
+            "write_tiny_checkpoint."
+        )
 
     def _tower_rows(self, model: Any, inputs: Inputs) -> IntArray:
         """Return the patches of each row of the tower's output, (tiles, class tokens and patches)."""

@@ -11,3 +11,4 @@ class PaliGemma(Family):
     title = "PaliGemma"
     model_type = "paligemma"
     first_position = 1
+    answer_token_type = 1

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family that transformers knows, saved as their hub repositories are."""
+"""Tiny random checkpoints of every built-in family, saved as their hub repositories are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers as hf
-from support.tiny_gemmas import gemma3, gemma4, paligemma
-from support.tiny_parts import CHATML, MROPE, SIGLIP, TEXT, token_ids, tokenizer
-from torch import nn
+import transformers
+
+from medmllm_plugins.testing.tiny_checkpoints import (
+    CHATML,
+    MROPE,
+    SIGLIP,
+    TEXT,
+    token_ids,
+    tokenizer,
+    write_checkpoint,
+)
+from medmllm_plugins.testing.tiny_gemmas import gemma3, gemma4, paligemma
+
+hf: Any = transformers
 
 
 def _qwen(kind: str, vision: dict[str, Any], image: Any, more: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
@@ -43,12 +52,14 @@ def _qwen(kind: str, vision: dict[str, Any], image: Any, more: Mapping[str, Any]
 
 
 def qwen2_vl() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     vision = {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}
     image = hf.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=16 * 16 * 4, max_pixels=16 * 16 * 12)
     return _qwen("qwen2_vl", vision, image)
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     vision = {
         "hidden_size": 32,
         "out_hidden_size": 32,
@@ -64,6 +75,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 
 
 def qwen3_vl(kind: str = "qwen3_vl") -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     vision = {
         "hidden_size": 32,
         "out_hidden_size": 32,
@@ -79,6 +91,7 @@ def qwen3_vl(kind: str = "qwen3_vl") -> tuple[Any, Any]:
 
 
 def qwen3_5() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     vision = {
         "hidden_size": 32,
         "out_hidden_size": 32,
@@ -101,6 +114,7 @@ def qwen3_5() -> tuple[Any, Any]:
 
 
 def glm4v() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     special = ["<|begin_of_image|>", "<|end_of_image|>", "<|image|>"]
     special += ["<|begin_of_video|>", "<|end_of_video|>", "<|video|>"]
     words = tokenizer(special, image_token="<|image|>", video_token="<|video|>")
@@ -135,6 +149,7 @@ def glm4v() -> tuple[Any, Any]:
 
 
 def llava() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["<image>"], image_token="<image>")
     vision = {**SIGLIP, "model_type": "clip_vision_model", "projection_dim": 32}
     config = hf.LlavaConfig(
@@ -158,6 +173,7 @@ def llava() -> tuple[Any, Any]:
 
 
 def llava_next() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["<image>"], image_token="<image>")
     grid = [[32, 64], [64, 32], [64, 64]]
     config = hf.LlavaNextConfig(
@@ -183,6 +199,7 @@ def llava_next() -> tuple[Any, Any]:
 
 
 def llava_onevision() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["<image>", "<video>"], image_token="<image>", video_token="<video>")
     grid = [[32, 32], [32, 64], [64, 32], [64, 64]]
     config = hf.LlavaOnevisionConfig(
@@ -210,6 +227,7 @@ def llava_onevision() -> tuple[Any, Any]:
 
 
 def internvl() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     special = ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
     words = tokenizer(
         special,
@@ -236,6 +254,7 @@ def internvl() -> tuple[Any, Any]:
 
 
 def video_llama_3() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["<|image_pad|>", "<|video_pad|>"], image_token="<|image_pad|>", video_token="<|video_pad|>")
     vision = {key: value for key, value in SIGLIP.items() if key != "image_size"}
     config = hf.VideoLlama3Config(
@@ -285,6 +304,7 @@ def _idefics(kind: str) -> tuple[Any, Any]:
 
 
 def mistral3() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
     vision = {key: value for key, value in SIGLIP.items() if key != "model_type"}
     config = hf.Mistral3Config(
@@ -327,28 +347,6 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Weights that let every part move the logits: transformers' own start near zero, Gemma 3's projector at zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in sorted(model.named_parameters()):
-            if value.dim() > 1:
-                scale = value.shape[-1] ** -0.5 if "embed" not in name else 0.5
-                value.copy_(torch.randn(value.shape, generator=generator) * scale)
-            elif name.endswith("weight"):
-                adds_one = "Gemma" in type(model).__name__ and "Gemma4" not in type(model).__name__
-                offset = 0.0 if adds_one and "vision" not in name else 1.0
-                value.copy_(offset + torch.randn(value.shape, generator=generator) * 0.1)
-            else:
-                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
-
-
 def write_family(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint: config, weights under the names its hub repository uses, tokenizer and processor."""
-    model, processor = FAMILIES[kind]()
-    randomise(model, seed)
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    """Write a checkpoint of a family; see :func:`~medmllm_plugins.testing.tiny_checkpoints.write_checkpoint`."""
+    return write_checkpoint(*FAMILIES[kind](), folder, seed)

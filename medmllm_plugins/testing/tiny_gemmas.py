@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers as hf
-from support.tiny_parts import CHATML, SIGLIP, TEXT, VOCABULARY, token_ids, tokenizer
+import transformers
+
+from medmllm_plugins.testing.tiny_checkpoints import CHATML, SIGLIP, TEXT, VOCABULARY, token_ids, tokenizer
+
+hf: Any = transformers
 
 
 def gemma3() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     special = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     words = tokenizer(
         special, image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>"
@@ -38,7 +42,7 @@ def gemma3() -> tuple[Any, Any]:
 
 
 def gemma4(kind: str = "gemma4") -> tuple[Any, Any]:
-    """Gemma 4: dense; with experts; or as the small sizes, whose blocks share keys and have inputs of their own."""
+    """Return Gemma 4: dense, with experts, or a small size, whose blocks share keys and have inputs of their own."""
     tokens = {
         "image_token": "<|image|>",
         "boi_token": "<|image>",
@@ -123,6 +127,7 @@ def gemma4(kind: str = "gemma4") -> tuple[Any, Any]:
 
 
 def paligemma() -> tuple[Any, Any]:
+    """Return a tiny model and its processor."""
     words = tokenizer(["<image>", "<bos>"], image_token="<image>")
     words.bos_token = "<bos>"
     text = {**TEXT, "model_type": "gemma", "head_dim": 8}
