@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "models": "List the models and their sizes.",
     "datasets": "List the data sets and where to get them, or find leaks.",
     "plugins": "List the plugins, what they provide and what failed.",
+    "check-plugin": "Check that a plugin does what its hooks promise.",
     "task": "Make a task from your own images, or list all tasks.",
     "baseline": "Train a reference classifier and score it like a model.",
     "compare": "Compare two runs on the same data with paired tests.",
@@ -32,7 +33,7 @@ COMMANDS: Final = {
     "report": "Write one page about any mix of runs.",
     HOST: "Run an lmms-eval command that knows all these tasks.",
 }
-"""Subcommands with their help. Each is the ``app`` of a module of its name, imported when it runs."""
+"""Subcommands with their help. Each is the ``app`` of a module of its name (- is _), imported when it runs."""
 
 
 class LazyGroup(TyperGroup):
@@ -46,7 +47,7 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import the module of a subcommand and return the command."""
-    return typer.main.get_command(import_module(f"medmllm_plugins.cli.{name}").app)
+    return typer.main.get_command(import_module(f"medmllm_plugins.cli.{name.replace('-', '_')}").app)
 
 
 def _print_version(wanted: bool) -> None:

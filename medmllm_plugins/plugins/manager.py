@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import pluggy
 
@@ -47,6 +47,8 @@ _BUILTIN = ("medmllm-plugins", "builtin", "medmllm_plugins.plugins.builtin")
 
 
 _Result = TypeVar("_Result")
+Declaration: TypeAlias = ModelSpec | TaskFolder | ProbeSpec | AttributionSpec | InterventionSpec
+"""What a hook returns."""
 
 
 class Manager:
@@ -212,6 +214,16 @@ class Manager:
             for path in paths:
                 folders.setdefault(path.resolve(), path)
         return list(folders.values())
+
+    def declared_by(self, name: str) -> list[Declaration]:
+        """Return what the plugin of that name declares: models, task folders, probes, methods and interventions."""
+        declared: list[Declaration] = []
+        for hook in HOOKS:
+            if hook == "medmllm_tasks":
+                declared += [folder for folder, info in self._call(hook, []) if info.name == name]
+            else:
+                declared += [spec for spec, info in self._result(hook).values() if info.name == name]
+        return declared
 
     def describe(self) -> dict[str, Any]:
         """Return everything above, JSON-safe, for ``medmllm plugins --json``."""
