@@ -52,12 +52,13 @@ from medmllm_plugins.probes.mapping import semantic_mapping
 from medmllm_plugins.probes.masked_border import masked_probes
 from medmllm_plugins.probes.nuisance import probe_nuisances
 from medmllm_plugins.probes.output_recalibration import Recalibrations, ScoredFold
+from medmllm_plugins.probes.probe_methods import Probe
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.reference_run import Reference
 from medmllm_plugins.probes.shortcuts import shortcut_report
 from medmllm_plugins.prompts.feature_options import LAST, MEAN
 from medmllm_plugins.results.anchor_records import Anchors
-from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
+from medmllm_plugins.results.feature_store import FeatureSource, FeatureStore, StoredLayer
 from medmllm_plugins.results.patch_records import TwinPatching
 from medmllm_plugins.results.probe_records import (
     CONTROL,
@@ -105,7 +106,7 @@ def analyse(
     mapping = _mapping(store, labelled, fitted, answers, scores, recalibrations, options.seed)
     classifiers = compared_classifiers(store, labelled, answers, scores, recalibrations, reference)
     figures = bootstrap_figures(labelled, classifiers, fitted=fitted, seed=options.seed)
-    repeats = _repeated_accuracies(store, labelled, options, device, fitted)
+    repeats = repeated_accuracies(store, labelled, options, device, fitted)
     points = curve_points(fitted, labelled, figures, site_p, repeats)
     chain = build_chain(labelled, fits, classifiers, seed=options.seed)
     nuisances = probe_nuisances(store, labelled, fitted, options, device)
@@ -123,7 +124,7 @@ def analyse(
         folds_differ=shortcuts.folds_differ,
         patching=patching,
     )
-    best, tied = _best_point(points, fitted, labelled)
+    best, tied = best_point(points, fitted, labelled)
     analysis = ProbeAnalysis(
         task=store.header.task,
         model=store.header.model,
@@ -147,13 +148,13 @@ def analyse(
         diagnosis_without_reference=diagnose(replace(chain, reference=None), circumstances),
         control_types=fitted.types,
         shortcuts=shortcuts,
-        warnings=(*_warnings(labelled, fitted, points, options), *shortcuts.warnings),
+        warnings=(*fit_warnings(labelled, fitted, points, options), *shortcuts.warnings),
         seconds={"fit": round(fit_seconds, 3), "all": round(time.perf_counter() - began, 3)},
     )
     return replace(analysis, headline=headline(analysis))
 
 
-def _best_point(
+def best_point(
     points: Sequence[ProbePoint], fitted: ProbePredictions, labelled: LabelledFeatures
 ) -> tuple[ProbePoint, tuple[str, ...]]:
     """Return the best point on the validation fold, the last of those within one standard error, and all of these."""
@@ -163,19 +164,20 @@ def _best_point(
     return points[tied[-1]], tuple(site_name(fitted.sites[index]) for index in tied)
 
 
-def _repeated_accuracies(
-    store: FeatureStore,
+def repeated_accuracies(
+    store: FeatureSource,
     labelled: LabelledFeatures,
     options: Options,
     device: torch.device | None,
     fitted: ProbePredictions,
+    probe: Probe | None = None,
 ) -> Floats:
     """Refit on further random divisions into folds, and return the accuracies, (repeats, F)."""
     accuracies = np.empty((options.repeats, len(fitted.sites)))
     without_controls = replace(options, permutations=0, controls=0)
     for repeat in range(options.repeats):
         divided = resplit(labelled, store, options.seed + 1 + repeat)
-        refitted = fit_probes(store, divided, without_controls, device)
+        refitted = fit_probes(store, divided, without_controls, device, probe)
         accuracies[repeat] = (refitted.test == divided.of("test")).mean(1)
     return accuracies
 
@@ -242,7 +244,7 @@ def _mapping(
     )
 
 
-def _warnings(
+def fit_warnings(
     labelled: LabelledFeatures, fitted: ProbePredictions, points: Sequence[ProbePoint], options: Options
 ) -> tuple[str, ...]:
     """Return sentences about what limits the results."""

@@ -29,7 +29,7 @@ from medmllm_plugins.probes.probe_methods import (
 )
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.prompts.feature_options import CLS, LAST, MEAN
-from medmllm_plugins.results.feature_store import FeatureStore, StoredLayer
+from medmllm_plugins.results.feature_store import FeatureSource, StoredLayer
 from medmllm_plugins.results.probe_records import CONTROL, PIXELS
 from medmllm_plugins.utils.progress import Progress
 
@@ -103,7 +103,7 @@ class _LabelSets:
     types: int
 
 
-def select_sites(store: FeatureStore, options: Options) -> tuple[Site, ...]:
+def select_sites(store: FeatureSource, options: Options) -> tuple[Site, ...]:
     """Return the sites to fit in the store's order, control features last.
 
     Raises:
@@ -139,14 +139,18 @@ def stage_ends(layers: Sequence[StoredLayer]) -> frozenset[tuple[str, str]]:
 
 
 def fit_probes(
-    store: FeatureStore, labelled: LabelledFeatures, options: Options, device: torch.device | None = None
+    store: FeatureSource,
+    labelled: LabelledFeatures,
+    options: Options,
+    device: torch.device | None = None,
+    probe: Probe | None = None,
 ) -> ProbePredictions:
     """Fit a probe at every site to the real labels, the control tasks and permuted labels.
 
     The penalty is chosen on the validation fold, for the real labels and for each control task separately; probes of
     permuted labels take that of the real ones. The test fold is used once, at the end.
 
-    The device is a CUDA device if there is one, by default.
+    The device is a CUDA device if there is one, by default; the probe is that of the options.
 
     Raises:
         DataError: features are not finite, or cannot be read.
@@ -154,7 +158,7 @@ def fit_probes(
     sites = select_sites(store, options)
     device = device or _default_device()
     labels = _make_label_sets(store, labelled, options)
-    probe = load_probe(options.protocol)
+    probe = probe or load_probe(options.protocol)
     warnings: Counter[str] = Counter()
     results: dict[int, _SiteResult] = {}
     progress = Progress(f"{store.header.task}: fitting probes", len(sites), "sites")
@@ -208,7 +212,7 @@ class Refits:
 
 
 def refit_probes(
-    store: FeatureStore,
+    store: FeatureSource,
     labelled: LabelledFeatures,
     options: Options,
     sites: Sequence[Site],
@@ -253,7 +257,7 @@ class _BlockFeatures:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureSource,
         labelled: LabelledFeatures,
         sites: Sequence[Site],
         options: Options,
@@ -383,9 +387,10 @@ def balanced_accuracy(predicted: Ints | npt.NDArray[np.int16], truth: Ints) -> n
     return mean
 
 
-def _make_label_sets(store: FeatureStore, labelled: LabelledFeatures, options: Options) -> _LabelSets:
+def _make_label_sets(store: FeatureSource, labelled: LabelledFeatures, options: Options) -> _LabelSets:
     generator = np.random.default_rng(options.seed)
-    types = image_types(_coarse_pixels(store), labelled)
+    pixels = _coarse_pixels(store)
+    types = np.zeros(len(store), dtype=np.intp) if pixels is None else image_types(pixels, labelled)
     count = int(types.max()) + 1
     control_tasks = options.controls if count > 1 else 0
     control = draw_control_labels(types, labelled, control_tasks, generator)
@@ -397,8 +402,10 @@ def _make_label_sets(store: FeatureStore, labelled: LabelledFeatures, options: O
     return _LabelSets(by_fold[0], by_fold[1], by_fold[2], control_tasks=control_tasks, types=count)
 
 
-def _coarse_pixels(store: FeatureStore) -> npt.NDArray[np.float32]:
-    """Project the pixels of all images at random, (n, 64), reading them in parts."""
+def _coarse_pixels(store: FeatureSource) -> npt.NDArray[np.float32] | None:
+    """Project the pixels of all images at random, (n, 64), reading them in parts; ``None`` if none are stored."""
+    if all(layer.name != PIXELS for layer in store.header.layers):
+        return None
     width = store.layer(PIXELS).widths[0]
     matrix = np.random.default_rng(width).standard_normal((width, _IMAGE_WIDTH), dtype=np.float32) / np.sqrt(width)
     at_once = max(1, BLOCK_BYTES // (8 * width))

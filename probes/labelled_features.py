@@ -13,7 +13,7 @@ from medmllm_plugins.data.core.documents import FOLDS, Fold
 from medmllm_plugins.data.core.folds import grouped_folds
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.classification import Ints
-from medmllm_plugins.results.feature_store import FeatureStore
+from medmllm_plugins.results.feature_store import FeatureSource
 
 MAX_ROWS: Final[Mapping[Fold, int]] = {"train": 6_000, "validation": 2_000}
 """Larger folds are subsampled to this size, with the classes in proportion: more documents hardly change a linear
@@ -47,7 +47,7 @@ class LabelledFeatures:
         return groups
 
 
-def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatures:
+def read_labelled_features(store: FeatureSource, seed: int = 0) -> LabelledFeatures:
     """Read and check the documents of a store.
 
     ``seed`` chooses the documents of folds that are subsampled.
@@ -73,7 +73,7 @@ def read_labelled_features(store: FeatureStore, seed: int = 0) -> LabelledFeatur
     return replace(labelled, rows=rows)
 
 
-def resplit(labelled: LabelledFeatures, store: FeatureStore, seed: int) -> LabelledFeatures:
+def resplit(labelled: LabelledFeatures, store: FeatureSource, seed: int) -> LabelledFeatures:
     """Divide the same documents into new random folds, by group and with the same fractions.
 
     Raises:

@@ -174,7 +174,7 @@ class Explainer:
                         method=name,
                         layer=layer,
                         original=original,
-                        tokens=_token_values(case, map_),
+                        tokens=token_values(case, map_),
                         checks=checks,
                         **self._settings,
                         **self._store.map(item.id, name, layer, map_, case),
@@ -192,7 +192,7 @@ class Explainer:
                 scores = run_within_memory(case, partial(selected.method, case, selected.layers, self._config))
                 for layer in selected.layers:
                     with faults.skipping(name, layer):
-                        maps[layer] = build_map(case, layer, _scores_at(scores, layer))
+                        maps[layer] = build_map(case, layer, scores_at(scores, layer))
                         if maps[layer].unplaced:  # its words have values all the same
                             faults.add(name, f"{layer}, image", maps[layer].unplaced)
             if maps:
@@ -247,7 +247,7 @@ class Explainer:
             logger.warning(message)
 
 
-def _scores_at(scores: Any, layer: str) -> Scores:
+def scores_at(scores: Any, layer: str) -> Scores:
     """Return what a method computed at a layer, or raise a ModelError if it returned something else."""
     result = scores.get(layer) if isinstance(scores, Mapping) else None
     if not isinstance(result, Scores) or not isinstance(result.values, torch.Tensor):
@@ -259,7 +259,7 @@ def _scores_at(scores: Any, layer: str) -> Scores:
     return result
 
 
-def _token_values(case: AttributionInput, map_: AttributionMap) -> tuple[TokenAttribution, ...] | None:
+def token_values(case: AttributionInput, map_: AttributionMap) -> tuple[TokenAttribution, ...] | None:
     """Return text and value of each text token of the prompt, or None for maps of the image alone."""
     if map_.tokens is None:
         return None

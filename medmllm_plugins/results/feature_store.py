@@ -14,7 +14,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,25 @@ class Header(VersionedRecord):
         if not header.layers or not header.labels:
             raise DataError("expected 'labels' and 'layers', got none that can be read")
         return header
+
+
+class FeatureSource(Protocol):
+    """What probes read: a :class:`FeatureStore`, or arrays in memory that look like one."""
+
+    folder: Path
+    """Where the features are; begins messages about them."""
+    header: Header
+    index: pd.DataFrame
+    """A row for each document, with at least the columns ``id``, ``label``, ``group`` and ``fold``."""
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+
+    def layer(self, name: str) -> StoredLayer:
+        """Return the layer of that name."""
+
+    def features(self, layer: str, pooling: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
+        """Return the features at one layer, (n, d) float32, in the order of ``rows`` of the index."""
 
 
 class FeatureStore:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from medmllm_plugins.errors import DataError
 from medmllm_plugins.metrics.intervals import number
 from medmllm_plugins.results.file_names import PROBE_CURVES, PROBE_EFFECTS, PROBES
-from medmllm_plugins.results.probe_records import ProbeAnalysis
+from medmllm_plugins.results.probe_records import ProbeAnalysis, ProbePoint
 from medmllm_plugins.results.shortcut_records import Nuisance
 from medmllm_plugins.utils.atomic_files import csv_text, write_whole
 
@@ -35,7 +35,7 @@ def write_probes(folder: Path, stem: str, analysis: ProbeAnalysis) -> list[Path]
     """
     texts = {
         PROBES: json.dumps(analysis.to_dict(), indent=2, ensure_ascii=False) + "\n",
-        PROBE_CURVES: csv_text(CURVE_COLUMNS, map(_lower_case, curve_rows(analysis))),
+        PROBE_CURVES: csv_text(CURVE_COLUMNS, map(_lower_case, curve_rows(analysis.points))),
         PROBE_EFFECTS: csv_text(EFFECT_COLUMNS, map(_lower_case, effect_rows(analysis))),
     }
     for suffix, text in texts.items():
@@ -58,9 +58,9 @@ def read_probes(folder: Path, stem: str) -> ProbeAnalysis | None:
         raise DataError(f"{path}: expected the results of probes, got {error}. Run the task again.") from error
 
 
-def curve_rows(analysis: ProbeAnalysis) -> Iterator[tuple[Any, ...]]:
+def curve_rows(points: Iterable[ProbePoint]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the table of curves, with the columns :data:`CURVE_COLUMNS`."""
-    for point in analysis.points:
+    for point in points:
         site = (point.layer, point.part, point.pooling, point.width, point.read)
         for name in ("accuracy", "balanced", "bits", "corrected", "control", "selectivity"):
             yield (*site, "test", name, *getattr(point, name).to_dict().values())

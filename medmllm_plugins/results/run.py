@@ -146,7 +146,8 @@ class Run:
     @cached_property
     def probes(self) -> pd.DataFrame:
         """Layer curves with their controls, a row for each task, site, fold and metric."""
-        rows = ((task.name, *row) for task in self._run.tasks if task.probing for row in curve_rows(task.probing))
+        probed = ((task.name, task.probing) for task in self._run.tasks if task.probing)
+        rows = ((name, *row) for name, analysis in probed for row in curve_rows(analysis.points))
         return _numeric(_frame("probes", rows), "value", "low", "high")
 
     @cached_property

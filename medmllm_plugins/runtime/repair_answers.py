@@ -13,6 +13,7 @@ from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.errors import OptionError
 from medmllm_plugins.interventions.repair_training import TrainingExample
+from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.outcomes import Outcome
 from medmllm_plugins.models.base import FewShotExample, FewShotPrompt, LoadedModel, Question, VisualInput
 from medmllm_plugins.models.processes import Processes
@@ -21,7 +22,7 @@ from medmllm_plugins.prompts.task_content import Row, TaskContent
 from medmllm_plugins.prompts.task_rows import variants
 from medmllm_plugins.prompts.task_settings import ALL, TaskSettings
 from medmllm_plugins.results.outcome_files import read_outcomes, write_outcomes
-from medmllm_plugins.runtime.answer_loop import DEFAULT_NEW_TOKENS, workload
+from medmllm_plugins.runtime.answer_loop import BLANK_IMAGE, DEFAULT_NEW_TOKENS, workload
 from medmllm_plugins.runtime.batches import Batches, BatchSize
 from medmllm_plugins.utils.progress import Progress
 
@@ -187,6 +188,15 @@ def answer_rows(
             outcomes += answered
             progress.update(len(batch))
     return outcomes, texts
+
+
+def blank_scores(loaded: LoadedModel, question: Question, labels: Sequence[str]) -> Floats | None:
+    """Return the label scores of a blank image, (K,) in nats; ``None`` where the model takes volumes or gives none."""
+    if loaded.shows == "volume":
+        return None
+    visual: VisualInput = [BLANK_IMAGE] if loaded.shows == "images" else BLANK_IMAGE
+    (answer,) = loaded.generate([question], [visual], max_new_tokens=0, labels=labels)
+    return None if answer.scores is None else np.array(answer.scores)
 
 
 def stored(path: Path, make: Callable[[], tuple[list[Outcome], dict[str, str]]], processes: Processes) -> list[Outcome]:

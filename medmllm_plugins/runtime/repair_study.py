@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from loguru import logger
@@ -41,8 +41,7 @@ from medmllm_plugins.results.repair_records import (
     RepairStudy,
     RepairTransfer,
 )
-from medmllm_plugins.runtime.answer_loop import BLANK_IMAGE
-from medmllm_plugins.runtime.repair_answers import QuestionSet, answer_rows, stored
+from medmllm_plugins.runtime.repair_answers import QuestionSet, answer_rows, blank_scores, stored
 from medmllm_plugins.runtime.repair_candidates import CANDIDATES, Candidate, RepairOptions, fit_score_map
 from medmllm_plugins.utils.atomic_files import write_whole
 
@@ -349,25 +348,19 @@ class RepairRunner:
         rows, labels = self._rows(self._validation, count, shuffled=shuffled)
         known = {outcome.id: outcome for outcome in self._answers("before-validation", self._validation)}
         truth: Ints = np.array([self._validation.classes.index(label) for label in labels], dtype=np.intp)
-        names = self._validation.content.question(rows[0]).labels
+        question = self._validation.content.question(rows[0])
+        names = question.labels
         score_map = fit_score_map(
             name,
             [known[row["id"]] for row in rows],
             truth,
             names,
-            self._blank_scores(rows[0], names) if name == "blank_image" else None,
+            blank_scores(self._loaded, self._validation.content.question(rows[0]).text, names)
+            if name == "blank_image"
+            else None,
             self._options.seed,
         )
         return _Fit(score_map, len({row["document"] for row in rows}), time.monotonic() - begin)
-
-    def _blank_scores(self, row: Row, labels: Sequence[str]) -> Any:
-        """Return the label scores of a blank image, (K,); ``None`` where the model takes volumes."""
-        if self._loaded.shows == "volume":
-            return None
-        question = self._validation.content.question(row).text
-        visual = [BLANK_IMAGE] if self._loaded.shows == "images" else BLANK_IMAGE
-        (answer,) = self._loaded.generate([question], [visual], max_new_tokens=0, labels=labels)
-        return None if answer.scores is None else np.array(answer.scores)
 
     def _choose(self, name: str) -> _Fit:
         """Choose a wording or a number of solved examples by the accuracy on the validation fold."""
