@@ -3,14 +3,20 @@
 The tower returns feature maps, (images, channels, rows, columns), whose resolution differs between layers.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from medmllm_plugins import Family
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, gelu
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    CLIPImageProcessorPil,
     GenerationMixin,
     LlamaConfig,
     LlamaModel,
@@ -20,9 +26,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from medmllm_plugins import Family
-from medmllm_plugins.models.families.family import Inputs, IntArray
-
+Inputs = Mapping[str, Tensor]
+IntArray = npt.NDArray[np.int64]
 STRIDES = (4, 2, 1)
 """Strides of the tower's convolutions: a patch is 4 pixels wide, a cell of the later maps two patches."""
 POOLED = 2
@@ -53,6 +58,11 @@ class ConvFamily(Family):
     def merge_side(self, model: Any, patches: int) -> int:
         """Return the side of an image token in patches."""
         return STRIDES[1] * POOLED
+
+    @classmethod
+    def write_tiny_checkpoint(cls, folder: Path) -> None:
+        """Write a checkpoint with random weights, for the tests."""
+        write_tiny_checkpoint(folder)
 
 
 class VisionConfig(PretrainedConfig):
@@ -162,6 +172,28 @@ class ConvForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+
+def write_tiny_checkpoint(folder: Path) -> None:
+    """Write a model of two layers with random weights, and its processor for images of 64 x 64 pixels."""
+    from medmllm_plugins.testing import tiny_checkpoints
+
+    words = tiny_checkpoints.tokenizer(["<image>"], image_token="<image>")
+    config = ConvConfig(
+        vision_config=VisionConfig(),
+        text_config=LlamaConfig(**tiny_checkpoints.TEXT),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False),
+        tokenizer=words,
+        patch_size=STRIDES[0] * STRIDES[1] * POOLED,
+        vision_feature_select_strategy="full",
+        chat_template=tiny_checkpoints.CHATML.replace("SLOT", "<image>"),
+    )
+    tiny_checkpoints.write_checkpoint(ConvForConditionalGeneration(config), processor, folder)
 
 
 AutoConfig.register(ConvConfig.model_type, ConvConfig)
