@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from medmllm_plugins.data.core.documents import Document
     from medmllm_plugins.data.layouts.class_folders import LabelledFile, checked_documents, image_files
     from medmllm_plugins.data.layouts.layout_registry import FileLayout, Layout
-    from medmllm_plugins.data.loading.dataset import load_dataset
+    from medmllm_plugins.data.loading.catalogue import dataset_specs
+    from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
     from medmllm_plugins.errors import DataError, MedMLLMError, ModelError, OptionError, PluginError
     from medmllm_plugins.models.base import Generation, LoadedModel
     from medmllm_plugins.models.families.family import Family, FlatFamily
@@ -49,6 +50,7 @@ __all__ = [
     "AttributionSpec",
     "DataError",
     "DataFaults",
+    "Dataset",
     "DatasetSpec",
     "Document",
     "Family",
@@ -80,6 +82,7 @@ __all__ = [
     "TaskFolder",
     "attribute",
     "checked_documents",
+    "dataset_specs",
     "discover",
     "fit_repair",
     "get_manager",
@@ -98,6 +101,7 @@ _MODULES: Final = {
     "AttributionSpec": "plugins.specs",
     "DataError": "errors",
     "DataFaults": "data.core.data_faults:Faults",
+    "Dataset": "data.loading.dataset",
     "DatasetSpec": "data.core.dataset_spec",
     "Document": "data.core.documents",
     "Family": "models.families.family",
@@ -129,6 +133,7 @@ _MODULES: Final = {
     "TaskFolder": "plugins.specs",
     "attribute": "attribution.own_attribution",
     "checked_documents": "data.layouts.class_folders",
+    "dataset_specs": "data.loading.catalogue",
     "discover": "plugins.manager",
     "fit_repair": "runtime.own_repair",
     "get_manager": "plugins.manager",

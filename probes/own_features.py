@@ -19,6 +19,7 @@ from medmllm_plugins.metrics.classification import Floats
 from medmllm_plugins.metrics.usable_information import class_log_frequencies
 from medmllm_plugins.models.base import VisualInput
 from medmllm_plugins.models.options import resolve_device
+from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.probes.analysis import best_point, fit_warnings, repeated_accuracies
 from medmllm_plugins.probes.chain import MAJORITY
 from medmllm_plugins.probes.curves import Classifier, bootstrap_figures, curve_points, site_p_values
@@ -179,6 +180,8 @@ def probe_features(
     See Also:
         :attr:`medmllm_plugins.results.run.Run.probes`: the same figures of a run.
     """
+    if isinstance(probe, str) and probe not in (known := get_manager().probes()):
+        raise OptionError(f"Expected `probe` to be a probe or one of {sorted(known)}, got {probe!r}.")
     arrays = _arrays(features)
     index = _index(labels, groups, folds, seed)
     own_controls = {_control_name(name): np.asarray(values) for name, values in (control_features or {}).items()}

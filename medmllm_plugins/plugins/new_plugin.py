@@ -75,9 +75,9 @@ class NewPlugin:
     license: str = ""
 
     def __post_init__(self) -> None:
-        if not _DISTRIBUTION.fullmatch(self.name) or len(self.name) > 80:
+        if not _DISTRIBUTION.fullmatch(self.name) or len(self.name) > 50:
             raise OptionError(
-                "Expected the name of a package, at most 80 letters, digits, dots, dashes and underscores that begin "
+                "Expected the name of a package, at most 50 letters, digits, dots, dashes and underscores that begin "
                 f"and end with a letter or digit, got {shown(self.name)}."
             )
         if not self.package.isidentifier() or iskeyword(self.package) or not is_identifier(self.item):
@@ -188,8 +188,7 @@ _DESCRIPTIONS: Final = {
 _USES: Final = {
     "model": "`FOLDER` is a checkpoint; `sizes` in `__init__.py` gives hub ids short names, such as `pretrained=7b`.",
     "own": "`FOLDER` is a checkpoint, as `save_pretrained` writes it. `architecture.py` says where its layers are.",
-    "dataset": "`draw.py` draws the images; `layout.py` says how files become documents; the file in `tasks/datasets` has "
-    "classes and wording.",
+    "dataset": "`draw.py` draws the images, `layout.py` reads them, and the file in `tasks/datasets` names the classes.",
     "probe": "`RUN_DIR` is a run of a `med_probe` task. `probe.py` has the probe.",
     "attribution": "`method.py` has the method; the report of the run shows its maps and their checks.",
     "intervention": "`intervention.py` has the intervention; the report of the run shows what the answers lose.",

@@ -10,7 +10,7 @@ ROWS, COLUMNS = np.mgrid[:48, :48]
 
 
 def draw(folder: Path, patients: int = 20) -> None:
-    """Draw two images of each patient and class below ``FOLDER/discs``, ``FOLDER`` as ``MEDMLLM_DATA`` names it."""
+    """Draw two images of each patient and class into the folder discs of the folder of all data sets."""
     generator = np.random.default_rng(0)
     for label, sign in (("bright disc", 1), ("dark disc", -1)):
         target = folder / "discs" / label
