@@ -188,7 +188,7 @@ _DESCRIPTIONS: Final = {
 _USES: Final = {
     "model": "`FOLDER` is a checkpoint; `sizes` in `__init__.py` gives hub ids short names, such as `pretrained=7b`.",
     "own": "`FOLDER` is a checkpoint, as `save_pretrained` writes it. `architecture.py` says where its layers are.",
-    "dataset": "`draw.py` draws the images, `layout.py` reads them, and the file in `tasks/datasets` names the classes.",
+    "dataset": "`draw.py` draws the images, `layout.py` reads them, and the file in `tasks/datasets` has the classes.",
     "probe": "`RUN_DIR` is a run of a `med_probe` task. `probe.py` has the probe.",
     "attribution": "`method.py` has the method; the report of the run shows its maps and their checks.",
     "intervention": "`intervention.py` has the intervention; the report of the run shows what the answers lose.",
