@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from medmllm_plugins.models.families.family import Family, FlatFamily
     from medmllm_plugins.models.options import LoadOptions
     from medmllm_plugins.models.own_model import open_model, wrap_model
+    from medmllm_plugins.models.recorded_pass import RecordedPass
     from medmllm_plugins.models.stages import layers_of
     from medmllm_plugins.plugins.hookspecs import hookimpl
     from medmllm_plugins.plugins.manager import discover, get_manager
@@ -74,6 +75,7 @@ __all__ = [
     "ProbeResults",
     "ProbeSpec",
     "PromptStyle",
+    "RecordedPass",
     "RepairExample",
     "RepairOptions",
     "Run",
@@ -125,6 +127,7 @@ _MODULES: Final = {
     "ProbeResults": "probes.own_features",
     "ProbeSpec": "plugins.specs",
     "PromptStyle": "plugins.specs",
+    "RecordedPass": "models.recorded_pass",
     "RepairExample": "runtime.own_repair",
     "RepairOptions": "runtime.repair_candidates",
     "Run": "results.run",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from medmllm_plugins.data.core.documents import FOLDS
 from medmllm_plugins.data.core.folds import grouped_folds
@@ -198,18 +199,29 @@ def probe_features(
         repeats=repeats,
         seed=seed,
     )
-    own_probe = None if isinstance(probe, str) else probe
-    torch_device = None if device is None else resolve_device(device)
     store = FeatureArrays(index, _classes(index, classes), arrays)
-    labelled = read_labelled_features(store, seed)
-    fitted = fit_probes(store, labelled, options, torch_device, own_probe)
+    results = _probe_store(
+        store, options, None if isinstance(probe, str) else probe, None if device is None else resolve_device(device)
+    )
+    missing = (
+        *([] if groups is not None else [_NO_GROUPS]),
+        *([] if PIXELS in own_controls or not controls else [_NO_IMAGES]),
+    )
+    return replace(results, warnings=(*missing, *results.warnings))
+
+
+def _probe_store(
+    store: FeatureArrays, options: Options, probe: Probe | None, device: torch.device | None
+) -> ProbeResults:
+    """Fit and compare the probes of all sites; ``probe`` is that of the options if ``None``."""
+    labelled = read_labelled_features(store, options.seed)
+    fitted = fit_probes(store, labelled, options, device, probe)
     log_frequencies = class_log_frequencies(labelled.of("train"), len(labelled.labels))
     most_common = np.full(len(labelled.rows["test"]), log_frequencies.argmax(), dtype=np.intp)
-    figures = bootstrap_figures(
-        labelled, {MAJORITY: Classifier(most_common, np.zeros(len(most_common)))}, fitted=fitted, seed=seed
-    )
-    accuracies = repeated_accuracies(store, labelled, options, torch_device, fitted, own_probe)
-    points = curve_points(fitted, labelled, figures, site_p_values(fitted, labelled, seed=seed), accuracies)
+    classifiers = {MAJORITY: Classifier(most_common, np.zeros(len(most_common)))}
+    figures = bootstrap_figures(labelled, classifiers, fitted=fitted, seed=options.seed)
+    accuracies = repeated_accuracies(store, labelled, options, device, fitted, probe)
+    points = curve_points(fitted, labelled, figures, site_p_values(fitted, labelled, seed=options.seed), accuracies)
     return ProbeResults(
         points=points,
         best=best_point(points, fitted, labelled)[0],
@@ -219,11 +231,7 @@ def probe_features(
         chance=1 / len(labelled.labels),
         majority=float(figures.values[MAJORITY]),
         control_types=fitted.types,
-        warnings=(
-            *([] if groups is not None else [_NO_GROUPS]),
-            *([] if PIXELS in own_controls or not controls else [_NO_IMAGES]),
-            *fit_warnings(labelled, fitted, points, options),
-        ),
+        warnings=fit_warnings(labelled, fitted, points, options),
     )
 
 

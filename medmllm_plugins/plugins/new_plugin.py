@@ -88,7 +88,7 @@ class NewPlugin:
         if self.package in sys.stdlib_module_names or _is_installed(self.package):
             raise OptionError(f"Expected a new name, but a package {self.package!r} is installed; choose another.")
         if self.item in dict(_DECLARED[self.kind](get_manager())):  # type: ignore[call-overload]
-            raise OptionError(f"Expected a new name, but there is a {self.kind} {self.item!r}; choose another.")
+            raise OptionError(f"Expected a new name, but {self.kind} {self.item!r} exists; choose another.")
         if self.license and not _LICENSE.fullmatch(self.license):
             raise OptionError(
                 f"Expected an SPDX expression such as Apache-2.0 or MIT as `--license`, got {shown(self.license)}."
@@ -107,15 +107,18 @@ class NewPlugin:
     @property
     def command(self) -> str:
         """Return a command that uses the plugin."""
-        host = "lmms-eval --model medm_vl --model_args pretrained=demo --batch_size 16 --output_path results --tasks"
-        return {
-            "model": f"lmms-eval --model {self.item} --model_args pretrained=FOLDER --tasks med_probe_demo "
-            "--batch_size 8 --output_path results",
-            "dataset": f"{host} med_cls_{self.item}",
-            "probe": f"medmllm diagnose RUN_DIR --protocol {self.item}",
-            "attribution": f"{host} med_attr_demo:method={self.item}",
-            "intervention": f"{host} med_patch_demo:intervention={self.item}",
-        }[self.kind]
+        task = {
+            "dataset": f"med_cls_{self.item}",
+            "attribution": f"med_attr_demo:method={self.item}",
+            "intervention": f"med_patch_demo:intervention={self.item}",
+        }.get(self.kind, "med_probe_demo")
+        if self.kind == "probe":
+            return f"medmllm diagnose RUN_DIR --protocol {self.item}"
+        model, checkpoint = (self.item, "FOLDER") if self.kind == "model" else ("medm_vl", "demo")
+        return (
+            f"lmms-eval --model {model} --model_args pretrained={checkpoint} --tasks {task} --batch_size 8 "
+            "--output_path results"
+        )
 
     def render(self) -> dict[str, str]:
         """Return the text of each file by its path in the package's folder, in POSIX form."""

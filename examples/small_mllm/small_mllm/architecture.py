@@ -7,8 +7,11 @@ one side by side, so that an image of 256 x 256 pixels becomes 16 tokens.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import timm
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
@@ -26,8 +29,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from medmllm_plugins import Family
-from medmllm_plugins.models.families.family import Inputs, IntArray
 
+Inputs = Mapping[str, Tensor]
+IntArray = npt.NDArray[np.int64]
 PATCH = 8
 """Side of a patch in pixels: that of a cell of the first stage's map."""
 CELLS = {"vision.00": 1, "vision.01": 2, "vision.02": 2, "vision.03": 4, "vision.04": 4}

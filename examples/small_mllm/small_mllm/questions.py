@@ -9,9 +9,9 @@ from typing import Final
 
 from PIL import Image
 
-from medmllm_plugins.data.core.documents import Document, Fold
+from medmllm_plugins import Dataset, Document
+from medmllm_plugins.data.core.documents import Fold
 from medmllm_plugins.data.core.image_controls import draw_marks
-from medmllm_plugins.data.loading.dataset import Dataset
 from medmllm_plugins.prompts.anchor_prompts import MARK_KINDS, MarkKind, mark_question, place_marks
 from medmllm_plugins.prompts.protocols import Protocol, ask
 from medmllm_plugins.prompts.wording import PARAPHRASES

@@ -26,8 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medmllm_plugins.data.loading.catalogue import dataset_specs
-from medmllm_plugins.data.loading.dataset import Dataset, load_dataset
+from medmllm_plugins import Dataset, dataset_specs, load_dataset
 from medmllm_plugins.prompts.protocols import ask
 from small_mllm.architecture import SmallForConditionalGeneration
 from small_mllm.pretrained import assemble
