@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "datasets": "List the data sets and where to get them, or find leaks.",
     "plugins": "List the plugins, what they provide and what failed.",
     "check-plugin": "Check that a plugin does what its hooks promise.",
-    "plugin": "Start a package with a model, data set or method of your own.",
+    "plugin": "Start a package with a plugin of your own.",
     "task": "Make a task from your own images, or list all tasks.",
     "baseline": "Train a reference classifier and score it like a model.",
     "compare": "Compare two runs on the same data with paired tests.",

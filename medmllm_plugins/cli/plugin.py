@@ -18,7 +18,7 @@ _FAMILY = "qwen2_5_vl"
 
 @app.callback(subcommand_metavar="COMMAND")
 def plugin() -> None:
-    """Start a package with a model, data set or method of your own."""
+    """Start a package with a plugin of your own."""
 
 
 @app.command("new", epilog="Example: medmllm plugin new medmllm-my-probe --kind probe")
