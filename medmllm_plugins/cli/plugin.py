@@ -52,7 +52,8 @@ def new(
     print(f"next       cd {shlex.quote(str(target))}")
     print('           pip install -e ".[test]"')
     print("           pytest")
-    print(f"then use   {package.command}")
+    for number, command in enumerate(package.commands):
+        print(f"{'           ' if number else 'then use   '}{command}")
     if not license:
         print('before you publish, choose a licence: add a LICENSE file, and license = "…" to pyproject.toml')
 

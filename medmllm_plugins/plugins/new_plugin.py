@@ -105,8 +105,13 @@ class NewPlugin:
         return self.package.removeprefix("medmllm_") or self.package
 
     @property
-    def command(self) -> str:
-        """Return a command that uses the plugin."""
+    def commands(self) -> tuple[str, ...]:
+        """Return commands that use the plugin, in order."""
+        drawing = ("export MEDMLLM_DATA=/path/to/data", f"python -m {self.package}.draw $MEDMLLM_DATA")
+        return (*(drawing if self.kind == "dataset" else ()), self._command)
+
+    @property
+    def _command(self) -> str:
         task = {
             "dataset": f"med_cls_{self.item}",
             "attribution": f"med_attr_demo:method={self.item}",
@@ -148,7 +153,7 @@ class NewPlugin:
             "title": title[:1].upper() + title[1:],
             "version": f"{major}.{minor}",
             "next_version": f"{major}.{int(minor) + 1}",
-            "command": self.command,
+            "commands": self.commands,
             "description": _DESCRIPTIONS["own" if is_own else self.kind].format(family=self.family),
             "use": _USES["own" if is_own else self.kind],
         }

@@ -49,7 +49,8 @@ def test_a_package_is_sound(kind: Kind, family: str, site: Site, monkeypatch: py
     assert workflow["jobs"]["tests"]["steps"][1]["with"]["python-version"] == "${{ matrix.python }}"
     publish = workflow["jobs"]["publish"]
     assert publish["permissions"] == {"id-token": "write"} and publish["needs"] == "tests"
-    assert plugin.command in (target / "README.md").read_text(encoding="utf-8")
+    readme = (target / "README.md").read_text(encoding="utf-8")
+    assert all(f"    {command}\n" in readme for command in plugin.commands)
 
     entry_points = project["project"]["entry-points"]["medmllm_plugins"]
     lines = "".join(f"{name} = {value}\n" for name, value in entry_points.items())
