@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from medmllm_plugins.attribution.attribution_input import PIXELS
-from medmllm_plugins.attribution.checks.check_summary import GAP_AT_MOST, STABLE, SURVIVES
 from medmllm_plugins.attribution.checks.map_checks import map_similarity
 from medmllm_plugins.attribution.checks.randomisation import cascading_randomisation
 from medmllm_plugins.attribution.methods.input_methods import PROMPT
 from medmllm_plugins.attribution.methods.layer_methods import MethodConfig
 from medmllm_plugins.attribution.patches import to_patches
 from medmllm_plugins.data.layouts.phantoms import LABELS
+from medmllm_plugins.results.attribution_verdicts import GAP_AT_MOST, STABLE, SURVIVES
 from medmllm_plugins.testing.check_outcomes import NotApplicable, require
 from medmllm_plugins.testing.check_subjects import AttributionSubject
 from medmllm_plugins.testing.demo import phantoms

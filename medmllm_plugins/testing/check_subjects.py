@@ -132,7 +132,7 @@ class ModelSubject(Subject[ModelSpec]):
         if ":" not in self.spec.family:
             raise OptionError(
                 f"{self.spec.name}: expected a checkpoint to load, got none. Name one: checkpoint=FOLDER in "
-                f"parametrize_with_checks, --pretrained {self.spec.name}=FOLDER in `medmllm check-plugin`."
+                f"parametrize_with_checks, --pretrained {self.spec.name}=FOLDER in `medmllm check-plugin NAME`."
             )
         find_family(self.spec.family, self.spec.name).write_tiny_checkpoint(target)
 

@@ -26,8 +26,8 @@ from medmllm_plugins.report.figures.gallery import build_gallery
 from medmllm_plugins.report.report_files import write_report
 from medmllm_plugins.report.run_collection import DatasetRuns, collect_runs
 from medmllm_plugins.report.tables.map_check_grid import check_grid
-from medmllm_plugins.results.attribution_checks import check_verdicts
 from medmllm_plugins.results.attribution_records import AttributionSummary, RandomisationLevel
+from medmllm_plugins.results.attribution_verdicts import check_verdicts
 
 SCRIPT = "<script>alert(1)</script>"
 

@@ -10,13 +10,6 @@ from typing import Any, Final
 import numpy as np
 
 from medmllm_plugins.metrics.intervals import Estimate
-from medmllm_plugins.results.attribution_checks import (
-    is_incomplete,
-    is_random,
-    is_unstable,
-    misses_lesion,
-    survives_randomisation,
-)
 from medmllm_plugins.results.attribution_records import (
     RANDOMISATION_LEVELS,
     SETTINGS,
@@ -25,6 +18,13 @@ from medmllm_plugins.results.attribution_records import (
     AttributionSummary,
     ProcessCascade,
     RandomisationLevel,
+)
+from medmllm_plugins.results.attribution_verdicts import (
+    is_incomplete,
+    is_random,
+    is_unstable,
+    misses_lesion,
+    survives_randomisation,
 )
 from medmllm_plugins.utils.plain_text import text_table
 

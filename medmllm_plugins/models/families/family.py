@@ -327,7 +327,7 @@ class Family:
         """
         raise ModelError(
             f"{cls.__name__}: expected a checkpoint to load, got none. Name one (checkpoint=FOLDER in "
-            "parametrize_with_checks, --pretrained FOLDER in `medmllm check-plugin`), or override "
+            "parametrize_with_checks, --pretrained FOLDER in `medmllm check-plugin NAME`), or override "
             "write_tiny_checkpoint."
         )
 

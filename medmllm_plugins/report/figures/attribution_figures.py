@@ -22,7 +22,7 @@ from medmllm_plugins.report.figures.figure_style import (
 )
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.run_collection import AttributionRow, DatasetRuns
-from medmllm_plugins.results.attribution_checks import survives_randomisation
+from medmllm_plugins.results.attribution_verdicts import survives_randomisation
 
 
 def checks(dataset: DatasetRuns, figure_number: int) -> Drawing | None:

@@ -10,7 +10,7 @@ from medmllm_plugins.metrics.intervals import known
 from medmllm_plugins.report.display_names import MAP_CHECKS
 from medmllm_plugins.report.formatting import decimal, percent
 from medmllm_plugins.report.run_collection import AttributionRow, DatasetRuns
-from medmllm_plugins.results.attribution_checks import CheckVerdict, check_verdicts
+from medmllm_plugins.results.attribution_verdicts import CheckVerdict, check_verdicts
 
 ICONS: Final[dict[CheckVerdict, str]] = {"pass": "✓", "fail": "✗", "not made": "○", "does not apply": "–"}
 _SHARES: Final = ("completeness", "lesion")
