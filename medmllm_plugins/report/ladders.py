@@ -177,7 +177,7 @@ def _probed(
 ) -> Ladder:
     diagnosis = probing.diagnosis
     informative = _is_informative(probing, verdict)
-    rungs = tuple(_probed_rungs(probing, informative=informative))
+    rungs = tuple(_probed_rungs(probing, verdict, informative=informative))
     at = {rung.stage: index for index, rung in enumerate(rungs)}
     readable = None
     if diagnosis.named == HANDOVER and diagnosis.readable_until:
@@ -213,7 +213,7 @@ def _is_informative(probing: ProbeAnalysis, verdict: Verdict | None) -> bool:
     return not known(low) or not known(probing.majority) or low > probing.majority
 
 
-def _probed_rungs(probing: ProbeAnalysis, *, informative: bool) -> Iterator[Rung]:
+def _probed_rungs(probing: ProbeAnalysis, verdict: Verdict | None, *, informative: bool) -> Iterator[Rung]:
     stages = {stage.stage: stage for stage in probing.diagnosis.stages}
     vision = next((effect for effect in probing.diagnosis.effects if effect.mode == "vision"), None)
     if vision is not None and vision.before.startswith(CONTROL):
@@ -224,7 +224,14 @@ def _probed_rungs(probing: ProbeAnalysis, *, informative: bool) -> Iterator[Rung
     else:
         reference = stages.get("reference")
         balanced = UNKNOWN if reference is None else reference.balanced
-        yield Rung("reference", probing.reference, balanced=balanced, source=probing.reference_name, used=informative)
+        compared = None if verdict is None else verdict.reference
+        if not known(probing.reference) and compared is not None and compared.compared:
+            # Run after the diagnosis, which therefore states no loss from here.
+            yield Rung("reference", compared.accuracy, source=compared.name, used=compared.informative)
+        else:
+            yield Rung(
+                "reference", probing.reference, balanced=balanced, source=probing.reference_name, used=informative
+            )
     for name in ("vision", "connector", "llm", "answer"):
         if name == "answer" and probing.mapping is not None and "scores" in probing.mapping.readings:
             yield Rung("label", probing.mapping.readings["scores"].accuracy, source="label scores")

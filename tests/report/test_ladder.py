@@ -127,6 +127,22 @@ def test_without_a_reference_its_rung_says_so(tmp_path: Path) -> None:
     assert ladder.rungs[0].note == "not run" and [step.start for step in ladder.steps] == [1, 2, 3]
 
 
+def test_a_reference_that_was_run_after_the_diagnosis_has_a_dot_and_no_arrow(tmp_path: Path) -> None:
+    made = probed(tmp_path / "a")
+    path = made.folder / "med_probe_toy.probes.json"
+    record = json.loads(path.read_text("utf-8")) | {"reference": None, "reference_name": ""}
+    record["diagnosis"]["effects"][0]["loss"] = None
+    record["diagnosis"]["stages"] = record["diagnosis"]["stages"][1:]
+    path.write_text(json.dumps(record), "utf-8")
+    baseline = Folder(tmp_path / "b", "baseline pixels", baseline="pixels").answers(
+        "med_cls_toy", outcomes(skill=3, seed=9)
+    )
+    (content,) = (item for item in ladders_of(made, baseline) if item.chart)
+    first = content.rungs[0]
+    assert first.stage == "reference" and "pixels" in first.source and first.accuracy.value > 0.8
+    assert [step.start for step in content.steps] == [1, 2, 3]
+
+
 def test_control_features_take_the_place_of_the_reference_where_the_loss_starts_from_them(tmp_path: Path) -> None:
     made = probed(tmp_path / "a")
     path = made.folder / "med_probe_toy.probes.json"
