@@ -28,7 +28,7 @@ from medmllm_plugins.testing.check_outcomes import CheckFailed
 from medmllm_plugins.testing.demo import QUESTION, Phantom, load_demo, phantoms
 
 IMAGES: Final = 6
-CONFIG: Final = MethodConfig(steps=16, samples=40)
+CONFIG: Final = MethodConfig(steps=16)
 LAYER: Final = "vision.00"
 """The layer at which methods for any layer are tried: its rows are the least mixed."""
 

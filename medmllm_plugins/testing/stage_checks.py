@@ -126,6 +126,9 @@ def _pooled(loaded: LoadedModel, layer: Layer, output: Tensor, inputs: Mapping[s
         image = tokens[loaded.image_positions(inputs)[0].to(tokens.device)]
         return {"mean": image.mean(0), "max": image.amax(0), "last": tokens[-1]}
     rows = layer.rows(output).float()
+    mask = loaded.family.row_mask(loaded.model, "vision" if layer.part == "vision" else "connector", inputs)
+    if mask is not None:
+        rows = rows[mask.to(rows.device)]
     if not loaded.family.flat:
         if rows.dim() == 2:  # a norm that is given the class token alone
             return {}
