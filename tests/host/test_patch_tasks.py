@@ -261,11 +261,11 @@ def test_a_twin_that_is_the_model_itself_has_nothing_to_restore(
 def test_the_report_shows_where_the_checkpoints_differ(patched: Evaluated) -> None:
     (dataset,) = collect_runs([patched.folder]).datasets
     section = build_section(dataset)
-    (twins,) = section.tables["twins"].to_dict()["rows"]
+    (twins,) = section.tables["twins"].record().to_dict()["rows"]
     assert (twins["first_breaking"], twins["first_restoring"], twins["stages"]) == (*["connector"] * 2, "connector")
     assert twins["accuracy"]["value"] < 0.5 < twins["twin_accuracy"]["value"] and twins["better"] == "twin"
     assert twins["share_connector"]["value"] == pytest.approx(twins["difference"]["value"])
-    rows = section.tables["patches"].to_dict()["rows"]
+    rows = section.tables["patches"].record().to_dict()["rows"]
     effects = {(row["layer"], row["tokens"]): row["restored_effect"]["value"] for row in rows}
     assert effects["vision", "all"] == 0 and effects["connector", "all"] == pytest.approx(1)
     (evidence,) = intervention_evidence(dataset)
@@ -326,7 +326,7 @@ def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exch
     assert blind < 0.5 and "With the image hidden from all text in all layers" in entry["headline"]
     (dataset,) = collect_runs([exchanged.folder]).datasets
     assert len(build_section(dataset).tables["knockout"].rows) == 7
-    rows = build_section(dataset).tables["interchange"].to_dict()["rows"]
+    rows = build_section(dataset).tables["interchange"].record().to_dict()["rows"]
     assert rows[0]["layer"] == "connector" and rows[0]["flips"]["value"] > 0.9
     (evidence,) = intervention_evidence(dataset)
     with style():
@@ -414,7 +414,7 @@ def test_interventions_of_plugins(evaluate: Callable[..., Evaluated], tmp_path: 
     entry = run.manifest["tasks"][task]["patching"]
     assert entry["failed"] is None and "other_image: the label scores lose most under 'grey'" in entry["headline"]
     (dataset,) = collect_runs([run.folder]).datasets
-    assert [row["condition"] for row in build_section(dataset).tables["interventions"].to_dict()["rows"]] == [
+    assert [row["condition"] for row in build_section(dataset).tables["interventions"].record().to_dict()["rows"]] == [
         "grey",
         "turned",
     ]
