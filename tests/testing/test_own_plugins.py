@@ -43,6 +43,7 @@ KNOWN = {
         (TARGET, WEIGHTS, ORDER, LESIONS), "attention does not depend on the target: to compare others with"
     ),
     "layer_gradient_x_activation": {ORDER: "one linear step is a poor guide at the demo's first block"},
+    "kernel_shap": {"check_maps_are_stable_under_noise": "the order of the words depends on the masks that are drawn"},
 }
 """Methods that fail checks on the demo, and why."""
 
@@ -142,9 +143,16 @@ def test_attribution_methods(spec: Any, check: BoundCheck) -> None:
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [spec for name, spec in METHODS.items() if name != "layer_grad_cam"], expected_failed_checks=known_failures
+    [spec for name, spec in METHODS.items() if name not in ("layer_grad_cam", "kernel_shap")],
+    expected_failed_checks=known_failures,
 )
 def test_all_attribution_methods(spec: Any, check: BoundCheck) -> None:
+    check(spec)
+
+
+@pytest.mark.exhaustive
+@parametrize_with_checks([METHODS["kernel_shap"]], expected_failed_checks=known_failures)
+def test_kernel_shap(spec: Any, check: BoundCheck) -> None:
     check(spec)
 
 
