@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from medmllm_plugins.attribution.attribution_input import PIXELS, AttributionInput
@@ -30,6 +31,7 @@ class AttributionMap:
         tokens: (L,) float64, a value for each token of the prompt, 0 for image tokens; None at layers before the LLM.
         gap: As in :class:`medmllm_plugins.attribution.methods.layer_methods.Scores`.
         unplaced: Reason why there is no map over the pictures, where one is expected.
+        words: (n,) bool, at the prompt: which tokens are words. None at other layers.
     """
 
     layer: str
@@ -38,6 +40,14 @@ class AttributionMap:
     tokens: FloatArray | None
     gap: float | None
     unplaced: str = ""
+    words: npt.NDArray[np.bool_] | None = None
+
+    def comparable(self, values: FloatArray) -> FloatArray:
+        """Return those of a map's values by which two maps of this document and layer are compared.
+
+        At the prompt image tokens have the value 0 in every map, and hundreds of them would make any two maps alike.
+        """
+        return values if self.words is None else values[self.words]
 
 
 def build_map(case: AttributionInput, layer: str, scores: Scores) -> AttributionMap:
@@ -57,7 +67,7 @@ def build_map(case: AttributionInput, layer: str, scores: Scores) -> Attribution
         )
     text = case.text.cpu().numpy()
     if layer == PROMPT:
-        return AttributionMap(layer, values, None, values, scores.gap)
+        return AttributionMap(layer, values, None, values, scores.gap, words=text)
     tokens = np.where(text, values, 0.0) if layer.startswith("llm") else None
     try:
         layer_positions = layer_cells(case, layer)

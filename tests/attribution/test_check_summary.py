@@ -200,6 +200,15 @@ def test_maps_whose_absolute_values_survive_fail_despite_random_signs() -> None:
     assert float(dict(zip(header.split(","), line.split(","), strict=True))["survives"]) == pytest.approx(1)
 
 
+def test_at_the_prompt_words_are_compared_and_image_tokens_are_not() -> None:
+    words = np.arange(60) >= 50
+    first, second = (np.where(words, np.resize(order, 60), 0.0) for order in (np.arange(1, 11), np.arange(10, 0, -1)))
+    old, new = (AttributionMap("prompt", values, None, values, None, words=words) for values in (first, second))
+    assert map_similarity([(old, new)])["similarity"] == pytest.approx(-1)
+    plain_old, plain_new = (AttributionMap("prompt", values, None, values, None) for values in (first, second))
+    assert map_similarity([(plain_old, plain_new)])["similarity"] > 0.5, "what 50 zeros would make of it"
+
+
 def test_one_group_is_no_evidence() -> None:
     (row,) = summarise([entry("a", **good()), entry("a", **good())], [])
     assert np.isnan(row.deletion_gain.low)

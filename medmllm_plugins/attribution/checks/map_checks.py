@@ -136,7 +136,7 @@ def map_similarity(pairs: Sequence[tuple[AttributionMap, AttributionMap]]) -> di
     Adebayo et al. (arXiv:1810.03292) compare both values and absolute values: a map whose signs change at random at the
     same edges depends on the weights as little as one that does not change.
     """
-    values = [(old.values, new.values) for old, new in pairs]
+    values = [(old.comparable(old.values), old.comparable(new.values)) for old, new in pairs]
     shapes = [
         structural_similarity(old.painted, new.painted)
         for old, new in pairs

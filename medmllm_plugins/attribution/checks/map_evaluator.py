@@ -49,7 +49,9 @@ class MapEvaluator:
         results: dict[str, Any] = {"completeness_gap": map_.gap}
         with self._faults.skipping(method, f"{map_.layer}, stability"):
             if noisy_values:
-                correlations = [rank_correlation(map_.values, noisy[map_.layer]) for noisy in noisy_values]
+                own = map_.comparable(map_.values)
+                others = (map_.comparable(noisy[map_.layer]) for noisy in noisy_values)
+                correlations = [rank_correlation(own, other) for other in others]
                 results["stability"] = float(np.mean(correlations))
         with self._faults.skipping(method, f"{map_.layer}, deletion and insertion"):
             results |= run_within_memory(self._case, partial(self._removal_areas, map_))
