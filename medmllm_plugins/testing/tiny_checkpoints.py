@@ -43,8 +43,6 @@ CHATML = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """A chat template; put the processor's image token in place of ``SLOT``."""
-MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
-"""Rotary positions of Qwen2-VL and its relatives."""
 SIGLIP = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -54,6 +52,11 @@ SIGLIP = {
     "patch_size": 8,
 }
 """Arguments of a tiny vision tower's config."""
+
+
+def multimodal_rope(**more: Any) -> dict[str, Any]:
+    """Return rotary positions of Qwen2-VL and its relatives; a new object, since configs write into what they get."""
+    return {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6, **more}
 
 
 def token_ids(words: Any, **tokens: str) -> dict[str, int]:

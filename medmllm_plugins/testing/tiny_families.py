@@ -10,9 +10,9 @@ import transformers
 
 from medmllm_plugins.testing.tiny_checkpoints import (
     CHATML,
-    MROPE,
     SIGLIP,
     TEXT,
+    multimodal_rope,
     token_ids,
     tokenizer,
     write_checkpoint,
@@ -34,7 +34,7 @@ def _qwen(kind: str, vision: dict[str, Any], image: Any, more: Mapping[str, Any]
     )
     prefixes = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "qwen3_vl_moe": "Qwen3VLMoe"}
     prefix = prefixes.get(kind, "Qwen3_5")
-    text = {**TEXT, "rope_parameters": MROPE, **(more or {})}
+    text = {**TEXT, "rope_parameters": multimodal_rope(), **(more or {})}
     if kind.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
     if kind == "qwen3_vl_moe":
@@ -136,7 +136,7 @@ def glm4v() -> tuple[Any, Any]:
         "patch_size": 8,
         "image_size": 64,
     }
-    text = {**TEXT, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
+    text = {**TEXT, "rope_parameters": multimodal_rope(partial_rotary_factor=1.0)}
     config = hf.Glm4vConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=False)
     sizes = {"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 12 * 2}
     processor = hf.Glm4vProcessor(

@@ -19,8 +19,20 @@ PACKAGES = (
         "safetensors",
         "accelerate",
     ),
-    *("datasets", "captum", "filelock", "jinja2", "matplotlib", "pluggy", "numpy", "pandas", "scikit-learn", "pillow"),
-    *("psutil", "pydantic", "pydicom", "rich", "typer", "nibabel", "SimpleITK"),
+    *(
+        "datasets",
+        "bokeh",
+        "captum",
+        "filelock",
+        "jinja2",
+        "matplotlib",
+        "pluggy",
+        "numpy",
+        "pandas",
+        "scikit-learn",
+        "pillow",
+    ),
+    *("bokeh", "psutil", "pydantic", "pydicom", "rich", "typer", "nibabel", "SimpleITK"),
 )
 
 

@@ -55,7 +55,7 @@ def pictures(offset: int = 0) -> list[Image.Image]:
 
 
 def narrowed(folder: Path, target: Path, window: int) -> ChatModel:
-    """The same checkpoint, half of whose blocks see so many tokens."""
+    """The same checkpoint, half of whose blocks see a limited number of tokens."""
     shutil.copytree(folder, target)
     config = json.loads((target / "config.json").read_text())
     config["text_config"]["sliding_window"] = window

@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from support.plugin_site import HEAD, Site
@@ -67,22 +68,36 @@ def test_fixtures(medmllm_manager, medmllm_register, medmllm_demo_model):
 """
 
 
-PLUGINS = ("-p", "medmllm_plugins.testing.pytest_plugin", "-p", "no:cacheprovider")
+PLUGIN = "medmllm_plugins.testing.pytest_plugin"
+QUIET = ("-p", "no:cacheprovider", "-rA", "-q")
 
 
 def run_pytest(folder: Path, *options: str) -> tuple[dict[str, str], str]:
     """Run pytest in a process of its own; return outcomes by test, and what it printed."""
     report = folder / "report.xml"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    # Installed, the package registers the plugin by its entry point; in a bare checkout nothing does.
+    installed = any(each.value == PLUGIN for each in metadata.entry_points(group="pytest11"))
+    by_name = () if installed else ("-p", PLUGIN)
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", *PLUGINS, "-rA", "-q", f"--junit-xml={report}", *options],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *by_name,
+            "-p",
+            "no:cacheprovider",
+            "-rA",
+            "-q",
+            f"--junit-xml={report}",
+            *options,
+        ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
-    from xml.etree import ElementTree
-
+    assert report.exists(), process.stdout + process.stderr
     outcomes: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]

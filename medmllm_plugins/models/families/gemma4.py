@@ -47,7 +47,7 @@ class Gemma4(FlatFamily):
             )
         keep = options.get("logits_to_keep")
         if isinstance(keep, int) and keep:
-            # For a number, blocks that take their keys from others compute so many tokens and no others, so that
+            # For a number, blocks that take their keys from others compute that many tokens and no others, so that
             # nothing of the image could be recorded there. On the CPU, since the head may be on any device.
             length = inputs["input_ids"].shape[1]
             options["logits_to_keep"] = torch.arange(length - keep, length)

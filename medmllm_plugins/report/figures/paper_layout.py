@@ -164,7 +164,7 @@ def _break_titles(axes: Axes, width: float, renderer: Any) -> None:
 
 
 def _broken(text: str, characters: int) -> str:
-    """Return a text with lines of at most so many characters."""
+    """Return a text with lines of at most ``characters`` characters."""
     return "\n".join(textwrap.fill(line, max(8, characters), break_long_words=False) for line in text.split("\n"))
 
 
