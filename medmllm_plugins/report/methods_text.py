@@ -272,8 +272,18 @@ def dataset_citations(dataset: DatasetRuns) -> list[str]:
 
 def prompts(collection: RunCollection) -> list[tuple[str, str]]:
     """Return the whole prompt of each task, as the manifests have it."""
-    prompts_of = {result.task.name: result.task.entry.prompt for result in collection.results()}
-    return sorted((name, prompt) for name, prompt in prompts_of.items() if prompt)
+    labels: dict[tuple[str, str], list[str]] = {}
+    for result in collection.results():
+        ways = result.task.entry.prompts or {"": result.task.entry.prompt}
+        for way, prompt in ways.items():
+            name = f"{result.task.name}, {way}" if way else result.task.name
+            if prompt:
+                labels.setdefault((name, prompt), []).append(result.subject.label)
+    names = [name for name, _ in labels]
+    return sorted(
+        (f"{name} ({', '.join(whose)})" if names.count(name) > 1 else name, prompt)
+        for (name, prompt), whose in labels.items()
+    )
 
 
 def command_line(run: RunFolder) -> str:

@@ -145,6 +145,8 @@ class TaskEntry(Record):
         overlaps: data sets that share images with it, and why.
         leaks: a warning about groups of documents in the train and the test fold; empty where there are none.
         prompt: the first prompt, as the model got it; empty where it is not known.
+        prompts: where documents are asked in several ways, the first prompt of each way by finding and variant, such as
+            ``Effusion | order 1``.
         predicted: answers that were not scored (``--predict_only``).
         evaluated: answers that were scored; ``null`` before.
         metrics: the metrics by name; ``null`` before they are computed.
@@ -172,6 +174,7 @@ class TaskEntry(Record):
     overlaps: Mapping[str, str] = field(default_factory=dict)
     leaks: str = ""
     prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
     predicted: int | None = None
     evaluated: int | None = None
     metrics: Mapping[str, Estimate] | None = None

@@ -127,11 +127,15 @@ class AnswerLoop:
         """Answer the requests of one task, recording features where it asks for them; yields each batch."""
         with self._recording(task, requests) as recorder:
             writer = _JournalWriter(journal, recorder)
-            prompt_noted = False
+            prompts: dict[str, str] = {}
             for prepared, replies in self._batches(requests, recorder):
-                if not prompt_noted:
-                    self._run.task(task, prompt=self._loaded.render(prepared[0].question))
-                    prompt_noted = True
+                known = len(prompts)
+                for item in prepared:
+                    if item.request.way not in prompts:
+                        prompts[item.request.way] = self._loaded.render(item.question)
+                if len(prompts) > known:
+                    several = dict(prompts) if len(prompts) > 1 else {}
+                    self._run.task(task, prompt=next(iter(prompts.values())), prompts=several)
                 batch = [(item.request, reply) for item, reply in zip(prepared, replies, strict=True)]
                 for request, reply in batch:
                     if request.content is not None:

@@ -58,6 +58,13 @@ class TaskRequest:
         return self.rows[self.index]
 
     @property
+    def way(self) -> str:
+        """Return the finding and the variant that are asked about, such as ``Effusion | order 1``."""
+        if self.content is None:
+            return ""
+        return " | ".join(part for part in (self.row["finding"], self.row["variant"]) if part)
+
+    @property
     def features(self) -> FeatureOptions | None:
         """Return which features the task records; ``None`` for none."""
         return None if self.content is None else self.content.settings.features

@@ -124,6 +124,12 @@ def test_varied_orders_are_compared(evaluate: Callable[..., Any], tmp_path: Path
     assert values["accuracy,none"] == pytest.approx(mean)
     assert values["spread,none"] >= 0 and 0 <= values["flips,none"] <= 1
     assert _file(evaluated, name, "variants.csv").is_file()
+    task = evaluated.manifest["tasks"][name]
+    assert task["prompts"].keys() == task["orders"].keys() and len(set(task["prompts"].values())) == 4
+    for order, prompt in task["prompts"].items():
+        positions = [prompt.index(label) for label in task["orders"][order]]
+        assert positions == sorted(positions), order
+    assert task["prompt"] in task["prompts"].values()
 
 
 def test_examples_reach_a_chat_model_as_turns(manager: Any) -> None:

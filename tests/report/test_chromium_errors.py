@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.browser import press, requests, show, violations
-from support.run_folders import LABELS, Folder, outcomes
+from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 from support.toy_layout import fingerprint, toy_spec
 
 from medmllm_plugins.report import run_collection
@@ -22,9 +22,11 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 RTL = "\u05d0\u05d1\u05d2 normal?"
 LEFT, RIGHT, ESCAPE, ENTER, TAB = "\ue012", "\ue014", "\ue00c", "\ue007", "\ue004"
 COUNT = 60
+ASKED = "USER: <image> What is it? <b>"
 THUMBS = "return [...document.querySelectorAll('.thumb')].map(item => item.getAttribute('aria-label'))"
 STATUS = "return document.querySelector('.browse-status').textContent"
 TITLE = "return document.getElementById('document').open && document.getElementById('document-title').textContent"
+PROMPTS = "return [...document.querySelectorAll('.document-facts > details > pre')].map(item => item.textContent)"
 PICTURE = """
     const box = document.querySelector('.document-picture svg').viewBox.baseVal;
     const image = document.querySelector(document.querySelector('.document-picture use').getAttribute('href'));
@@ -40,7 +42,7 @@ def write(root: Path, dimensions: int) -> Path:
         view = {"slices": 4, "montage": True, "plane": "axial", "window": None} if dimensions == 3 else None
         facts: dict[str, Any] = {"dataset_fingerprint": fingerprint(spec), "view": view}
         made = Folder(root / "a")
-        made.answers("med_cls_toy", outcomes(count=COUNT), said=[EVIL, RTL, "long " * 2_000], **facts)
+        made.answers("med_cls_toy", outcomes(count=COUNT), said=[EVIL, RTL, "long " * 2_000], prompt=ASKED, **facts)
         made.answers(
             "med_cls_toy:image=blank", outcomes(count=COUNT, skill=0, seed=5), image="blank", said=[EVIL], **facts
         )
@@ -213,6 +215,23 @@ def test_related_answers_and_prompt(quiet: Any, page: Path) -> None:
         "return [...document.querySelector('.bars').querySelectorAll('.fill')].map(bar => parseFloat(bar.style.width))"
     )
     assert len(bars) == 3 and sum(bars) == pytest.approx(100, abs=0.1)
+    assert quiet.execute_script(PROMPTS) == [ASKED]
+
+
+def test_the_prompt_is_that_of_the_finding(quiet: Any, tmp_path: Path) -> None:
+    made = Folder(tmp_path / "a")
+    prompts = {name: f"Is there {name.lower()}?" for name in FINDINGS}
+    made.multilabel("med_cls_findings", findings(count=8), prompt="the first", prompts=prompts)
+    write_report([made.folder], tmp_path / "report.html")
+    show(quiet, tmp_path / "report.html", 1440)
+    press(quiet, ".thumb", ENTER)
+    shown = []
+    for _ in range(6):
+        finding = str(quiet.execute_script(TITLE)).split()[-1]
+        assert quiet.execute_script(PROMPTS) == [prompts[finding]]
+        shown.append(finding)
+        keys(quiet, RIGHT)
+    assert len(set(shown)) > 1
 
 
 def test_slices_of_volumes(browser: Any, tmp_path: Path) -> None:

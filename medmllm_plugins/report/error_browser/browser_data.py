@@ -80,6 +80,7 @@ class BrowserView:
                     "reference": result.subject.reference,
                     "task": clean(result.task.name),
                     "prompt": texts(result.task.entry.prompt)[0],
+                    "prompts": {clean(way): texts(prompt)[0] for way, prompt in result.task.entry.prompts.items()},
                 }
                 for result in browser.results
             ],

@@ -328,12 +328,14 @@
     const chosen = browser.model();
     const models = browser.visible().sort((left, right) => (String(right.number) === chosen) - (String(left.number) === chosen));
     const prompts = new Map();
+    const way = [question.finding, question.variant].filter(Boolean).join(" | ");
     for (const model of models) {
-      if (model.prompt) prompts.set(model.prompt, [...(prompts.get(model.prompt) ?? []), model.label]);
+      const prompt = model.prompts[way] ?? model.prompt;
+      if (prompt) prompts.set(prompt, [...(prompts.get(prompt) ?? []), model.label]);
     }
     const asked = Array.from(prompts, ([prompt, labels]) => make("details", {},
       make("summary", {}, prompts.size > 1 ? `Prompt of ${labels.join(", ")}` : "Prompt"),
-      make("p", { class: "note" }, "First prompt of the task, as the model got it."), make("pre", { dir: "auto", tabindex: "0" }, prompt)));
+      make("p", { class: "note" }, "Prompt as the model got it for the first document that was asked this question."), make("pre", { dir: "auto", tabindex: "0" }, prompt)));
     factBox.replaceChildren(list, ...models.flatMap((model, position) => answerBlock(model, question, data, position === 0)), ...asked);
   };
 
