@@ -24,6 +24,7 @@ from medmllm_plugins.report.figures import (
 from medmllm_plugins.report.figures.count_matrix import CountMatrix, agreement_matrices, confusion_matrices
 from medmllm_plugins.report.figures.figure_style import Drawing
 from medmllm_plugins.report.formatting import first_sentence
+from medmllm_plugins.report.intervention_curves import intervention_evidence
 from medmllm_plugins.report.ladders import Ladder, ladders
 from medmllm_plugins.report.overview import overview
 from medmllm_plugins.report.run_collection import DatasetRuns
@@ -135,7 +136,7 @@ class DatasetSection:
                 f"interventions {evidence.subject.number}": partial(
                     intervention_figures.interventions, evidence, self.dataset
                 )
-                for evidence in intervention_figures.intervention_evidence(self.dataset)
+                for evidence in intervention_evidence(self.dataset)
             },
             **{name: partial(draw, self.dataset) for name, draw in FIGURES.items()},
             **evidence_figures(self.dataset, self.evidence),

@@ -73,8 +73,12 @@ def _stale(folder: Path) -> object:
 def _overflow(folder: Path) -> object:
     ctypes.pythonapi.PyMem_RawMalloc.restype = ctypes.c_void_p
     ctypes.pythonapi.PyMem_RawFree.argtypes = [ctypes.c_void_p]
-    address = ctypes.pythonapi.PyMem_RawMalloc(24)
-    ctypes.memset(address, 0x41, 25)  # a byte too many, which does no harm without the checks
+    address = ctypes.pythonapi.PyMem_RawMalloc(20)
+    ctypes.memset(address, 0, 20)
+    # A byte too many, which does no harm without the checks. They keep a byte there that depends on the address: any
+    # fixed value is now and then the right one.
+    behind = ctypes.c_ubyte.from_address(address + 20)
+    behind.value ^= 0xFF
     ctypes.pythonapi.PyMem_RawFree(address)
     return "fine"
 

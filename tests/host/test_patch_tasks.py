@@ -26,7 +26,8 @@ from medmllm_plugins.models.checkpoint import demo_folder
 from medmllm_plugins.plugins.manager import get_manager
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.report.figures.figure_style import style
-from medmllm_plugins.report.figures.intervention_figures import intervention_evidence, interventions
+from medmllm_plugins.report.figures.intervention_figures import interventions
+from medmllm_plugins.report.intervention_curves import CONTROLS, intervention_evidence
 from medmllm_plugins.report.run_collection import collect_runs
 from medmllm_plugins.report.sections import build_section
 from medmllm_plugins.results.probe_files import read_probes
@@ -334,6 +335,9 @@ def test_without_a_twin_states_of_other_documents_show_what_the_answer_uses(exch
     assert "the answers depend on image tokens up to" in drawing.alt
     svg = drawing.svg
     assert all(text in svg for text in ("no med_probe run", "used (interchange)", "no twin", "image tokens"))
+    shown = drawing.interactive
+    assert "used (interchange)" in shown and "readable by a probe" not in shown, "panels without a curve are left out"
+    assert "last token" in shown and '"llm.05"' in shown and CONTROLS in shown
 
 
 @pytest.mark.slow

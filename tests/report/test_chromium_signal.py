@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report.test_ladder import probed
+from report.test_ladder import INTERCHANGE, estimate, probed
 from support.browser import press, show
 from support.run_folders import Folder, outcomes
 
@@ -202,6 +203,34 @@ def test_hover_tells_the_facts_of_a_loss(browser: Any, page: Path) -> None:
     said = hover(browser, ".ladder", "change", 1)
     for fact in ("vision tower to connector", "−12.0 points (7–17)", "supported", "why connector"):
         assert fact in said, (fact, said)
+
+
+PANELS = """
+    const figure = document.querySelector('.interactive[aria-label*="Interventions in"]');
+    figure.scrollIntoView({behavior: 'instant'});
+    const view = page.plots.get(figure.id);
+    return view && view.child_views.map(child => [child.model.above[0].text, child.frame.bbox.height]);
+"""
+
+
+@pytest.mark.parametrize("width", [1440, 375])
+def test_panels_of_interventions_are_drawn(browser: Any, tmp_path: Path, width: int) -> None:
+    made = probed(tmp_path / "a")
+    points = [
+        {"layer": layer, "tokens": tokens, "donor": donor, "n": 40, "effect": estimate(value), "flips": estimate(value)}
+        for donor, share in (("other class", 1.0), ("noise", 0.1))
+        for layer, tokens, value in (("connector", "all", share), ("llm.11", "image", 0.2), ("llm.11", "last", share))
+    ]
+    record = INTERCHANGE | {"task": "med_probe_toy", "points": points}
+    (made.folder / "med_probe_toy.interchange.json").write_text(json.dumps(record), "utf-8")
+    write_report([made.folder], tmp_path / "report.html")
+    show(browser, tmp_path / "report.html", width)
+    browser.execute_script("document.querySelectorAll('#signal details').forEach(item => item.open = true)")
+    panels = wait_for(browser, PANELS)
+    assert [title for title, _ in panels] == ["readable by a probe", "used (interchange)"]
+    assert all(height > 100 for _, height in panels), panels
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
 
 
 def test_a_hidden_model_has_no_ladder_and_no_chart(browser: Any, page: Path) -> None:

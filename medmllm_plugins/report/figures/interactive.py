@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import CategoricalAxis, ColumnDataSource, HoverTool, Plot, Text
+from bokeh.models import CategoricalAxis, ColumnDataSource, HoverTool, LayoutDOM, Text
 from bokeh.models.glyph import Glyph
 from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
@@ -137,13 +137,13 @@ def add_hover(plot: figure, renderers: Sequence[GlyphRenderer[Any]], rows: Seque
     plot.add_tools(HoverTool(renderers=list(renderers), tooltips=list(rows), attachment="vertical"))
 
 
-def to_json(plot: Plot, number: int) -> str:
+def to_json(plot: LayoutDOM, number: int) -> str:
     """Return a plot as JSON that the page embeds; the same plot gives the same text, whatever was drawn before it.
 
     It is empty while the figure is drawn for a paper.
 
     Args:
-        plot: the plot.
+        plot: the plot, or plots in a layout.
         number: number of the figure on the page.
     """
     if paper_width() is not None:
