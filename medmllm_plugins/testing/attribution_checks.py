@@ -20,7 +20,7 @@ from medmllm_plugins.testing.model_state import ModelState
 
 
 def check_scores_cover_every_row(subject: AttributionSubject) -> None:
-    """Assert that there is a finite value for each row of the layer, and that they differ.
+    """Assert that each row of the layer has a finite value, and not all the same one.
 
     A layer has a row for each patch or token, ``"pixels"`` one for each patch or each pixel of a patch, ``"prompt"``
     one for each token.

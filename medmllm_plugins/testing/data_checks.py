@@ -104,7 +104,7 @@ def _spaced(documents: Sequence[Document]) -> list[Document]:
 
 
 def check_groups_stay_in_one_fold(subject: DatasetSubject) -> None:
-    """Assert that no group (patient, lesion or source) has documents in two folds, and that there are groups.
+    """Assert that there are groups (patient, lesion or source), none of which has documents in two folds.
 
     A probe, a reference classifier or a repair that sees a patient in training recognises the patient in the test.
     """

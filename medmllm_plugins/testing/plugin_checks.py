@@ -77,7 +77,7 @@ def _heavy_imports(values: Sequence[str]) -> list[str]:
 
 
 def check_hooks_declare_without_failures(subject: PluginSubject) -> None:
-    """Assert that the plugin is discovered and that none of its hooks, declarations and task files is left out.
+    """Assert that the plugin is discovered, with all of its hooks, declarations and task files.
 
     A fault leaves out only the part that it concerns, with a warning that is easily overlooked.
     """

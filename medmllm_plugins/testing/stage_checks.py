@@ -21,7 +21,7 @@ POOLINGS = ("mean", "max", "last")
 
 
 def check_stages_are_found(subject: ModelSubject) -> None:
-    """Assert that the model has the modules that its family names, and that no two layers are one module.
+    """Assert that the model has the modules that its family names, a different one for each layer.
 
     Curves, maps and interventions need every layer; another version of transformers may name modules differently.
     """
