@@ -62,7 +62,8 @@ class TaskRequest:
         """Return the finding and the variant that are asked about, such as ``Effusion | order 1``."""
         if self.content is None:
             return ""
-        return " | ".join(part for part in (self.row["finding"], self.row["variant"]) if part)
+        parts = (self.row.get("finding", ""), self.row.get("variant", ""))
+        return " | ".join(part for part in parts if part)
 
     @property
     def features(self) -> FeatureOptions | None:

@@ -112,7 +112,7 @@ def _add_name(plot: figure, line: EffectLine, layers: int, name: str, colour: st
 
 
 def _name_layers(plot: figure, curves: EffectCurves) -> None:
-    """Name the layers below the last panel."""
+    """Write the names of layers below the last panel."""
     count = len(curves.layers)
     step = max(1, -(-count // _TICKS))
     shown = [index for index in range(count) if index % step == 0 or index == count - 1]
