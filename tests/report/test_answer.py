@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.answer_folders import LONG, baseline, diagnosed, guessing, limited, model, section_of, several, unread
 from support.run_folders import FINDINGS, LABELS, Folder, findings, outcomes
 
-from medmllm_plugins.metrics.outcomes import Outcome
-from medmllm_plugins.report.answer import next_step
 from medmllm_plugins.report.answer.first_screen import Answer
 from medmllm_plugins.report.answer.headline import MAX_NAME, MAX_WORDS
 from medmllm_plugins.report.answer.strip_rows import MAX_NAME as MAX_STRIP_NAME
@@ -23,55 +21,6 @@ from medmllm_plugins.report.figures.dot_strip import dot_strip
 from medmllm_plugins.report.figures.figure_style import style
 from medmllm_plugins.report.formatting import cut
 from medmllm_plugins.report.report_files import write_report
-from medmllm_plugins.report.run_collection import collect_runs
-from medmllm_plugins.report.sections import DatasetSection, build_section
-from medmllm_plugins.results.probe_records import INTERFACES
-from medmllm_plugins.runtime.repair_candidates import CANDIDATES
-
-LONG = "a model whose name has very many words and letters indeed"
-
-
-def unread(rows: Sequence[Outcome], every: int = 1) -> list[Outcome]:
-    """The rows, of which all but each ``every``-th could not be read."""
-    return [
-        replace(row, predicted=None, status="out_of_list") if every == 1 or index % every else row
-        for index, row in enumerate(rows)
-    ]
-
-
-def guessing(rows: Sequence[Outcome]) -> list[Outcome]:
-    """The rows of a classifier that always answers the most common class."""
-    return [replace(row, predicted="malignant", status="parsed") for row in rows]
-
-
-def section_of(*folders: Folder) -> DatasetSection:
-    (dataset,) = collect_runs([folder.folder for folder in folders]).datasets
-    return build_section(dataset)
-
-
-def model(root: Path, name: str = LONG, rows: Sequence[Outcome] = (), **facts: Any) -> Folder:
-    made = Folder(root / str(len(list(root.iterdir()))), name)
-    return made.answers("med_cls_toy", rows or outcomes(), **facts)
-
-
-def baseline(root: Path, rows: Sequence[Outcome] = (), name: str = "pixels") -> Folder:
-    made = Folder(root / f"baseline-{name}", f"baseline {name}", baseline=name)
-    return made.answers("med_cls_toy", rows or outcomes(skill=3, seed=9))
-
-
-def limited(made: Folder, documents: int = 480) -> Folder:
-    """The run under ``--limit``; the task has more documents."""
-    made.manifest["command"]["limit"] = 64.0
-    for task, entry in list(made.manifest["tasks"].items()):
-        made.tell(task, documents=documents, questions=documents, evaluated=None, dataset=entry["settings"]["dataset"])
-    return made
-
-
-def several(root: Path, *skills: float, seed: int = 1) -> list[Folder]:
-    return [
-        model(root, f"{LONG} {skill}", outcomes(skill=skill, seed=seed + index)) for index, skill in enumerate(skills)
-    ]
-
 
 HEADLINES: dict[str, tuple[Callable[[Path], list[Folder]], str]] = {
     "one": (
@@ -349,154 +298,6 @@ def test_runs_reading_and_maps(tmp_path: Path) -> None:
 
 
 # -- Next step
-
-
-def diagnosed(root: Path, change: dict[str, Any], name: str = "model-a", seed: int = 0) -> Folder:
-    made = Folder(root / name, name).answers("med_probe_toy", outcomes(seed=seed)).probes("med_probe_toy", named=None)
-    path = made.folder / "med_probe_toy.probes.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for mode in change.pop("supported", ()):
-        next(effect for effect in content["diagnosis"]["effects"] if effect["mode"] == mode)["verdict"] = "supported"
-    content["diagnosis"].update(change)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    made.manifest["command"]["model_args"] = "pretrained=hub/tiny,batch=4"
-    return made.write()
-
-
-DIAGNOSES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "vision": ({"named": "vision", "supported": ["vision"]}, ["vision_lora"]),
-    "connector": ({"named": "connector", "supported": ["connector"]}, ["connector_adapter", "connector_lora"]),
-    "comprehension": (
-        {"named": "comprehension", "supported": ["comprehension"]},
-        ["block_adapter", "attention_lora"],
-    ),
-    "mapping": (
-        {"named": "mapping", "supported": ["mapping"]},
-        ["relabelling", "class_bias", "blank_image", "affine", "wording", "few_shot"],
-    ),
-    "handover": (
-        {
-            "named": "unread hand-over",
-            "readable_until": "llm.norm (last)",
-            "candidates": ["vision -> connector", "llm"],
-            "supported": ["mapping"],
-        },
-        ["relabelling", "class_bias", "blank_image", "affine", "wording", "few_shot", "connector_adapter",
-         "block_adapter", "connector_lora", "attention_lora"],
-    ),
-    "several": (
-        {"supported": ["vision", "connector"]},
-        ["connector_adapter", "connector_lora", "vision_lora"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", DIAGNOSES)
-def test_the_step_fits_the_diagnosis(tmp_path: Path, kind: str) -> None:
-    change, candidates = DIAGNOSES[kind]
-    (step,) = section_of(diagnosed(tmp_path, dict(change))).answer.steps
-    assert step.kind == kind and step.hypothesis.startswith("If ")
-    repair, add = step.commands
-    head = "medmllm repair med_cls_toy --model model-a --model_args pretrained=hub/tiny --candidates "
-    assert repair.line == head + " ".join(candidates)
-    assert add.line == "medmllm baseline med_cls_toy", "without a reference, one is suggested second"
-
-
-def test_where_every_repair_may_fit_none_is_listed(tmp_path: Path) -> None:
-    change = {"named": "unread hand-over", "candidates": list(INTERFACES), "supported": ["mapping"]}
-    (step,) = section_of(diagnosed(tmp_path, change)).answer.steps
-    assert step.commands[0].line == "medmllm repair med_cls_toy --model model-a --model_args pretrained=hub/tiny"
-    assert step.hypothesis == "If a hand-over is at fault, a repair there should regain the class."
-
-
-def test_patching_decides_before_the_probes(tmp_path: Path) -> None:
-    change = {"named": "connector", "patched": ["connector"], "supported": ["vision"]}
-    (step,) = section_of(diagnosed(tmp_path, change)).answer.steps
-    assert step.kind == "connector" and step.observation.startswith("Patching with a better twin shows")
-
-
-def test_answers_that_match_the_reference_have_no_stage_to_blame(tmp_path: Path) -> None:
-    made = diagnosed(tmp_path, {"named": "vision", "supported": ["vision"]})
-    section = section_of(made, baseline(tmp_path, outcomes(skill=1.2, seed=0)))
-    (verdict,) = section.verdicts
-    assert verdict.reference.informative and verdict.answers_match_reference and verdict.diagnosis.named is None
-    assert "at least as accurate as the reference classifier" in section.sentence
-    (step,) = section.answer.steps
-    assert step.kind == "matches" and "tower" not in f"{step.observation} {step.hypothesis}"
-    assert not any("repair" in command.line for command in step.commands)
-
-
-def test_without_a_loss_the_reference_comes_first(tmp_path: Path) -> None:
-    (step,) = section_of(diagnosed(tmp_path, {})).answer.steps
-    assert step.kind == "no_loss" and "rule out a loss of 10.0 points or more" in step.observation
-    assert [command.line.split()[1] for command in step.commands] == ["baseline", "diagnose"]
-    (step,) = section_of(diagnosed(tmp_path, {}, "model-b"), baseline(tmp_path)).answer.steps
-    (command,) = step.commands
-    assert command.line.endswith("med_cls_toy:order=varied,med_cls_toy:paraphrase=all,med_cls_toy:image=blank")
-
-
-def test_without_probes_the_step_is_to_probe(tmp_path: Path) -> None:
-    made = model(tmp_path, "model-a")
-    made.manifest["command"]["model_args"] = "pretrained=hub/tiny,api_key=secret"
-    (step,) = section_of(made.write(), baseline(tmp_path)).answer.steps
-    assert step.kind == "not_probed"
-    (command,) = step.commands
-    assert command.line == "lmms-eval --model model-a --model_args pretrained=hub/tiny --tasks med_probe_toy"
-
-
-def test_answers_that_cannot_be_read_are_asked_for_otherwise(tmp_path: Path) -> None:
-    made = model(tmp_path, "model-a", unread(outcomes()))
-    made.manifest["command"]["model_args"] = "pretrained=hub/tiny"
-    (step,) = section_of(made.write()).answer.steps
-    assert step.kind == "unread"
-    assert [command.line.split()[0] for command in step.commands] == ["lmms-eval", "medmllm"]
-    assert step.commands[0].line.endswith("med_cls_toy_letter")
-
-
-@pytest.mark.parametrize("helps", [True, False])
-def test_a_repair_that_was_run_is_measured(tmp_path: Path, helps: bool) -> None:
-    made = model(tmp_path, "model-a")
-    study = Folder(tmp_path / "study", "model-a").answers("med_cls_toy", outcomes()).repairs("med_cls_toy", helps=helps)
-    study.manifest["command"] = {"repair": "med_cls_toy", "model": "model-a", "model_args": "pretrained=hub/tiny"}
-    (step,) = section_of(made, study.write()).answer.steps
-    if helps:
-        assert step.observation.startswith("Low-rank adapter at the connector gains 12.0 points (95% CI +5.0 to +20.0)")
-        assert step.commands[0].line == (
-            "lmms-eval --model model-a --model_args pretrained=hub/tiny,"
-            "repair=repairs/med_cls_toy-model-a/connector_adapter,twin=hub/tiny --tasks med_probe_toy"
-        )
-    else:
-        assert step.observation == "None of 2 repairs that were tried helps."
-
-
-def test_the_step_is_about_the_best_model_that_was_probed(tmp_path: Path) -> None:
-    probed = [diagnosed(tmp_path, {"named": "connector", "supported": ["connector"]}, name) for name in ("m1", "m2")]
-    best = model(tmp_path, "m3", outcomes(skill=9))
-    steps = section_of(*probed, best).answer.steps
-    assert [step.model for step in steps] == ["m1 (tiny)", "m2 (tiny)", "m3 (tiny)"]
-    assert [step.kind for step in steps] == ["connector", "connector", "not_probed"]
-
-
-def test_no_model_no_repair(tmp_path: Path) -> None:
-    (step,) = section_of(baseline(tmp_path)).answer.steps
-    assert step.kind == "no_model" and step.commands[0].line == "medmllm models"
-
-
-def test_shortcuts_are_warned_of_before_a_repair(tmp_path: Path) -> None:
-    made = diagnosed(tmp_path, {"named": "connector", "supported": ["connector"]})
-    path = made.folder / "med_probe_toy.probes.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["shortcuts"]["warnings"] = ["The border tells the class."]
-    path.write_text(json.dumps(content), encoding="utf-8")
-    (step,) = section_of(made).answer.steps
-    assert step.caution.startswith("A shortcut warning") and step.evidence[0] == "table-toy.shortcuts"
-
-
-def test_the_repairs_are_those_of_the_command_in_its_order() -> None:
-    assert tuple(CANDIDATES) == next_step.CHEAP_FIRST
-
-
-# -- The page
 
 
 @pytest.mark.usefixtures("without_figures")
