@@ -73,7 +73,11 @@ def random_content(dimensions: int) -> TaskContent:
 
 def random_requests(*, volumes: bool) -> Sequence[TaskRequest]:
     """Return the questions of :func:`random_content`, as an evaluation asks them."""
-    content = random_content(3 if volumes else 2)
+    return requests_of(random_content(3 if volumes else 2), max_new_tokens=6)
+
+
+def requests_of(content: TaskContent, max_new_tokens: int) -> list[TaskRequest]:
+    """Return the questions of a task about the documents that are evaluated, as the host asks them."""
 
     def messages(row: Row) -> list[dict[str, Any]]:
         images = [{"type": "image", "url": image} for image in content.images(row)]
@@ -85,10 +89,10 @@ def random_requests(*, volumes: bool) -> Sequence[TaskRequest]:
             split="test",
             index=index,
             repeat=0,
-            generation={"max_new_tokens": 6, "until": ["\n"]},
+            generation={"max_new_tokens": max_new_tokens, "until": ["\n"]},
             rows=content.row_list,
             to_messages=messages,
             content=content,
         )
-        for index in range(len(content.row_list))
+        for index in content.evaluated
     ]

@@ -28,7 +28,7 @@ from medmllm_plugins.probes.analysis import analyse
 from medmllm_plugins.probes.masked_border import masked_answers
 from medmllm_plugins.probes.probe_options import Options
 from medmllm_plugins.probes.validation.tagged_images import tagged
-from medmllm_plugins.prompts.task_content import Row, TaskContent
+from medmllm_plugins.prompts.task_content import TaskContent
 from medmllm_plugins.prompts.task_names import task_settings
 from medmllm_plugins.results.feature_store import FeatureStore
 from medmllm_plugins.results.file_names import FEATURES
@@ -36,7 +36,8 @@ from medmllm_plugins.results.shortcut_records import ShortcutReport
 from medmllm_plugins.runtime.answer_loop import BLANK_IMAGE, AnswerLoop, AnswerOptions
 from medmllm_plugins.runtime.evaluation_run import EvaluationRun
 from medmllm_plugins.runtime.journal import Reply
-from medmllm_plugins.runtime.requests import RequestKey, TaskRequest
+from medmllm_plugins.runtime.requests import RequestKey
+from medmllm_plugins.testing.random_task import requests_of
 
 
 @pytest.fixture(scope="module")
@@ -52,33 +53,13 @@ def task(masked: int, count: int, data: Dataset | None = None) -> TaskContent:
     return content
 
 
-def requests_of(content: TaskContent) -> list[TaskRequest]:
-    def messages(row: Row) -> list[dict[str, Any]]:
-        images = [{"type": "image", "url": image} for image in content.images(row)]
-        return [{"role": "user", "content": [*images, {"type": "text", "text": content.question(row).text}]}]
-
-    return [
-        TaskRequest(
-            task=content.name,
-            split="test",
-            index=index,
-            repeat=0,
-            generation={"max_new_tokens": 9, "until": ["\n"]},
-            rows=content.row_list,
-            to_messages=messages,
-            content=content,
-        )
-        for index in content.evaluated
-    ]
-
-
 def answer(
     model: LoadedModel, content: TaskContent, folder: Path, batch_size: int = 16
 ) -> tuple[dict[RequestKey, Reply], FeatureStore]:
     run = EvaluationRun(folder)
     try:
         options = AnswerOptions("demo", batch_size=batch_size)
-        replies = AnswerLoop(model, run, options).answer(requests_of(content), run.open("demo", {}))
+        replies = AnswerLoop(model, run, options).answer(requests_of(content, max_new_tokens=9), run.open("demo", {}))
         return replies, FeatureStore(run.folder_of(FEATURES, content.name))
     finally:
         run.close()
@@ -179,7 +160,7 @@ def masked_report(model: LoadedModel, data: Dataset, folder: Path) -> ShortcutRe
     content = task(100, 480, data)
     replies, store = answer(model, content, folder, 40)
     outcomes = []
-    for request in requests_of(content):
+    for request in requests_of(content, max_new_tokens=9):
         if request.row["fold"] == "test":
             read = content.read_answer(request.row, replies[request.key].text)
             facts = (request.row[name] for name in ("id", "group", "label"))
