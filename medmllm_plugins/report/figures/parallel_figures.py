@@ -6,8 +6,9 @@ import gc
 import multiprocessing
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -15,6 +16,7 @@ from medmllm_plugins.errors import shown
 from medmllm_plugins.report.figures.figure_style import Drawing, style
 from medmllm_plugins.report.figures.paper_layout import PAPER_WIDTHS
 from medmllm_plugins.utils.environment import processors
+from medmllm_plugins.utils.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def _merge(page: Drawn, papers: Sequence[Drawn]) -> Drawn:
 def _draw_tasks(tasks: Sequence[tuple[Job, int | None]], workers: int | None) -> list[Drawn]:
     count = min(4, processors()) if workers is None else workers
     if count < 2 or len(tasks) < _MIN_JOBS * len(_SIZES) or not sys.platform.startswith("linux"):
-        return [_draw(*task) for task in tasks]
+        return _counted(starmap(_draw, tasks), len(tasks))
     global _tasks
     _tasks = tasks
     gc.collect()
@@ -76,13 +78,23 @@ def _draw_tasks(tasks: Sequence[tuple[Job, int | None]], workers: int | None) ->
     try:
         pool = multiprocessing.get_context("fork").Pool(count)
     except OSError:  # a container without semaphores, or without room for another process
-        return [_draw(*task) for task in tasks]
+        return _counted(starmap(_draw, tasks), len(tasks))
     else:
         with pool:
-            return pool.map(_draw_at, range(len(tasks)), chunksize=1)
+            return _counted(pool.imap(_draw_at, range(len(tasks)), chunksize=1), len(tasks))
     finally:
         gc.unfreeze()
         _tasks = ()
+
+
+def _counted(drawn: Iterable[Drawn], total: int) -> list[Drawn]:
+    """Return what is drawn, and show how far the work is: the thread for this starts after the processes are forked."""
+    results = []
+    with Progress("report", total, "drawings") as progress:
+        for each in drawn:
+            results.append(each)
+            progress.update()
+    return results
 
 
 def _draw_at(index: int) -> Drawn:
