@@ -265,7 +265,7 @@ class Classification(ConfigurableTask):
             logger.warning(f"{self.name}: {warning} Details: {folder}")
         else:
             logger.info(f"{self.name}: {summary.headline()} Details: {folder}")
-        questions = run.manifest.tasks[self.name].questions
+        questions = self.content.scored_questions
         sentence = scoring.result_sentence(self.name, summary, questions=questions, warning=warning)
         command_line.note_result(sentence, run.output_path or folder)
 

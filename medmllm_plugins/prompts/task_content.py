@@ -101,6 +101,13 @@ class TaskContent:
         return [*text_anchors(settings.dataset, self.question(self.row_list[0])), *marks]
 
     @property
+    def scored_questions(self) -> int:
+        """Return how many questions are scored without ``--limit``: where probes are fitted, those of the test fold."""
+        if self.settings.features is None:
+            return len(self.row_list)
+        return sum(row["fold"] == "test" for row in self.row_list)
+
+    @property
     def _tested(self) -> list[int]:
         """Indices of the evaluated rows of the test fold, for tasks with one question about each document."""
         return [index for index in self.evaluated if self.row_list[index]["fold"] == "test"]

@@ -59,7 +59,7 @@ def result_sentence(task: str, summary: AnySummary, *, questions: int | None = N
     Args:
         task: the task's name.
         summary: its metrics.
-        questions: number of its questions, of which ``--limit`` leaves some out.
+        questions: number of its questions that are scored, of which ``--limit`` leaves some out.
         warning: of :func:`unreadable_warning`, which takes the place of an accuracy that says little.
     """
     left_out = f" Only {summary.n} of {questions} questions were asked." if (questions or 0) > summary.n else ""
