@@ -67,7 +67,8 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         if self._lines and kind is None:
-            self._say(f"{self._name}: {self._count:,} {self._unit} done in {duration(self._clock() - self._began)}")
+            counted = f"{self._count:,} {self._unit} " if self._count or self._total is not None else ""
+            self._say(f"{self._name}: {counted}done in {duration(self._clock() - self._began)}")
 
     def update(self, count: int = 1) -> None:
         """Count further items as done."""

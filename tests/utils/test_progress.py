@@ -103,6 +103,14 @@ def test_work_that_failed_is_not_said_to_be_done(still: None) -> None:
     assert len(lines) == 1
 
 
+def test_work_that_is_not_counted_ends_without_a_count(still: None) -> None:
+    clock, lines = Clock(), list[str]()
+    with made(clock, lines, total=None) as progress:
+        clock.now += 11
+        progress.beat()
+    assert lines == ["medm_vl: at work, 11 s so far", "medm_vl: done in 11 s"]
+
+
 @pytest.mark.parametrize(("rank", "shown"), [(None, True), ("", True), ("0", True), ("1", False), ("7", False)])
 def test_the_first_process_alone_tells(rank: str | None, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
