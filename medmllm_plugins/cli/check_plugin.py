@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ app = new_app()
 
 @app.command(cls=MultiValueCommand, epilog="Example: medmllm check-plugin example --pretrained example_vl=demo")
 def check_plugin(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, as `medmllm plugins` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The plugin's name as `medmllm plugins` shows it, or its package.")
+    ],
     pretrained: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,12 +75,20 @@ def _plain(result: CheckResult) -> str:
 
 def _specs(name: str) -> list[Spec]:
     manager = get_manager()
-    known = [info.name for info in manager.plugins if not info.disabled]
+    plugins = [info for info in manager.plugins if not info.disabled]
+    known = [info.name for info in plugins]
     if name not in known:
-        raise OptionError(
-            f"Expected the name of a plugin, one of {', '.join(known)}, got {name!r}. {did_you_mean(name, known)}"
-        )
+        # Plugins are named by their entry point; authors think of the package that they install.
+        packages = [info.name for info in plugins if _normalised(info.distribution) == _normalised(name)]
+        if len(packages) != 1:
+            advice = did_you_mean(name, known) or "`medmllm plugins` lists them."
+            raise OptionError(f"Expected the name of a plugin, one of {', '.join(known)}, got {name!r}. {advice}")
+        name = packages[0]
     return [InstalledPlugin(name), *manager.declared_by(name)]
+
+
+def _normalised(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _select(checks: Sequence[BoundCheck], only: Sequence[str]) -> list[BoundCheck]:

@@ -94,9 +94,11 @@ def describe_run(folder: Path) -> str:
 
 def run_label(folder: Path) -> str:
     """Return a short name of the model of a run, with its checkpoint, adapter and repair; the folder's without one."""
-    model = _manifest(folder).model
+    manifest = _manifest(folder)
+    model = manifest.model
     if model is None or not model.name:
-        return _cut(folder.resolve().name)
+        # A model of lmms-eval's own has no entry, but its name is in the command.
+        return _cut(str((manifest.command or {}).get("model") or folder.resolve().name))
     size = f" ({_cut(Path(model.pretrained).name)})" if model.pretrained else ""
     changes = {"adapter": model.peft, "repair": model.repair}
     return f"{_cut(model.name)}{size}" + "".join(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmllm_plugins.errors import DataError, OptionError
-from medmllm_plugins.results.run_folders import describe_run, one_run, run_folders
+from medmllm_plugins.results.run_folders import describe_run, one_run, run_folders, run_label
 
 
 def write_run(folder: Path, started: str = "2026-01-01T10:00:00+00:00", model: object = "medm_vl demo") -> Path:
@@ -22,6 +22,20 @@ def test_a_run_folder_means_itself(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_run(run / "medmllm_runs" / "inner")
     assert run_folders(run) == [run] and one_run(run) == run
+
+
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [
+        ({"model": {"name": "lingshu", "pretrained": "hub/7b", "repair": "out/affine"}}, "lingshu (7b), repair affine"),
+        ({"model": None, "command": {"model": "dummy"}}, "dummy"),
+        ({"model": None, "command": None}, "run"),
+    ],
+)
+def test_a_run_is_named_by_its_model(tmp_path: Path, facts: dict[str, object], label: str) -> None:
+    path = write_run(tmp_path / "run") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    assert run_label(tmp_path / "run") == label
 
 
 @pytest.mark.parametrize("place", ["out", "out/medmllm_runs"])

@@ -241,10 +241,17 @@ def test_the_command_prints_json(site: Site, capsys: pytest.CaptureFixture[str])
     assert set(results[0]) == {"kind", "subject", "check", "status", "reason"}
 
 
+@pytest.mark.parametrize("name", ["builtin", "medmllm-plugins", "MedMLLM_plugins"])
+def test_a_plugin_is_named_by_its_package_too(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["check-plugin", name, "--only", "linear"]) == 0
+    assert "check_separates_what_is_separable linear" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["min"], "one of builtin, mine, got 'min'. Did you mean mine?"),
+        (["nothing"], "one of builtin, mine, got 'nothing'. `medmllm plugins` lists them."),
         (["mine", "--only", "right_prob"], "got 'right_prob'. Did you mean right_probe?"),
         (["mine", "--pretrained", "a="], "Expected --pretrained [MODEL=]PATH"),
     ],
