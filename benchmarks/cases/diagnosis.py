@@ -99,7 +99,11 @@ def hidden_states(model: MeasuredModel, picture: Image) -> dict[Site, Tensor]:
     inputs = loaded.prepare([QUESTION], [picture])
     output: Any = network(**inputs, output_hidden_states=True)
     image = inputs["input_ids"][0] == network.config.image_token_id
-    states = _tower_states(output.image_outputs)
+    # Before transformers 5.21, the states of the tower are not part of the output.
+    tower = getattr(output, "image_outputs", None) or network.get_image_features(
+        pixel_values=inputs["pixel_values"], output_hidden_states=True
+    )
+    states = _tower_states(tower)
     *blocks, last = output.hidden_states
     names = ["llm.embed", *(f"llm.{number:02d}" for number in range(len(blocks) - 1)), "llm.norm"]
     for name, hidden in zip(names, [*blocks, last], strict=True):

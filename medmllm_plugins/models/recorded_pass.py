@@ -206,7 +206,8 @@ class RecordedPass:
             start = self._loaded.prefill(self.inputs)
         # The keys and values of the blocks that were not computed are those of the clean pass, or were put in.
         for index, module in enumerate(self._skipped_llm_blocks(site)):
-            if module not in self._key_stores:
+            # Older versions of transformers keep nothing for blocks that read the keys of others.
+            if module not in self._key_stores and index < len(start.cache.layers):
                 start.cache.layers[index] = own_copy(self.start.cache.layers[index])
         return start
 
@@ -408,6 +409,8 @@ def _without_last(layer: Any) -> Any:
 
 def _extend(cache: DynamicCache, index: int, count: int) -> None:
     """Extend a layer of a cache by ``count`` positions, if it holds any; their keys and values are never read."""
+    if index >= len(cache.layers):  # of a block that reads the keys of others, in older versions of transformers
+        return
     layer: Any = cache.layers[index]
     if has_keys(layer) and layer.get_seq_length():
         layer.update(*(part[..., -1:, :].expand(-1, -1, count, -1) for part in (layer.keys, layer.values)))

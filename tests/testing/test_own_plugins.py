@@ -43,7 +43,6 @@ KNOWN = {
         (TARGET, WEIGHTS, ORDER, LESIONS), "attention does not depend on the target: to compare others with"
     ),
     "layer_gradient_x_activation": {ORDER: "one linear step is a poor guide at the demo's first block"},
-    "kernel_shap": {"check_maps_are_stable_under_noise": "the order of the words depends on the masks that are drawn"},
 }
 """Methods that fail checks on the demo, and why."""
 

@@ -300,14 +300,25 @@ def _processor(
         min_patches=whole_number(raw, "min_dynamic_patch", 1, source),
         max_patches=whole_number(raw, "max_dynamic_patch", 6, source),
     )
-    kind: Any = hf.InternVLProcessor
-    processor = kind(
+    return _processor_class(tiled)(
         image_processor=image,
         tokenizer=tokenizer,
         video_processor=hf.InternVLVideoProcessor(size={"height": side, "width": side}),
         image_seq_length=config.image_seq_length,
         chat_template=conversation.chat_template(),
     )
-    # The class tiles every image unless its defaults say otherwise.
-    processor.images_kwargs = {**kind.images_kwargs, "crop_to_patches": tiled}
-    return processor
+
+
+def _processor_class(tiled: bool) -> Any:
+    """Return InternVL's processor with its default for tiling, which is to tile every image, set to ``tiled``."""
+    kind: Any = hf.InternVLProcessor
+    if hasattr(kind, "images_kwargs"):
+        return type(kind.__name__, (kind,), {"images_kwargs": {**kind.images_kwargs, "crop_to_patches": tiled}})
+
+    # Before transformers 5.23, defaults are not an attribute of the processor but of a class that all processors share.
+    def merge(self: Any, *args: Any, **kwargs: Any) -> Any:
+        merged = kind._merge_kwargs(self, *args, **kwargs)
+        merged["images_kwargs"]["crop_to_patches"] = tiled
+        return merged
+
+    return type(kind.__name__, (kind,), {"_merge_kwargs": merge})
