@@ -25,6 +25,8 @@ from medmllm_plugins.metrics.intervals import (
 from medmllm_plugins.metrics.paired_difference import paired_difference
 from medmllm_plugins.utils.record import Record
 
+CLEAR = 2.0
+"""Standard deviations of its noise above which a change between two layers counts as true by itself."""
 DECAY = 0.2
 """How strongly changes between layers lower the score: lambda in the paper, which sets it to 0.2."""
 
@@ -80,12 +82,15 @@ def health_estimate(correct: Floats, resampled: Floats, group: Ints) -> Estimate
     Noise adds changes between layers and lowers the minimum, so the score is biased. The bias depends on how much of
     the observed curve is noise. Its changes are therefore compared with those of the resamples around their mean: what
     exceeds them is true, and the rest is removed by shrinking the curve towards the straight line between its ends. The
-    bias is that of noise around the shrunk curve. How much is noise is known to one standard error, so the interval
-    extends from the lowest to the highest of the observed score and the two corrected ones.
+    bias is that of noise around the shrunk curve. How much is noise is known to one standard error. A curve with few
+    large changes, such as a step, keeps these and loses all others. The interval extends from the lowest to the highest
+    of the observed score and the corrected ones.
 
     A curve near 100% hardly varies over the resamples. The lower side is therefore at least as long as what Wilson's
     interval of the last accuracy changes the score, and the upper side as what the interval of the last accuracy minus
-    the first does. docs/diagnosis.md has the coverage in simulations.
+    the first does. Whether the true score is lower depends on the noise of a lower curve, which is larger: that of
+    shares grows with ``p (1 - p)``. The lower side therefore has the noise at the lower end of the interval of the mean
+    accuracy. docs/statistics.md has the coverage in simulations.
 
     Args:
         correct: (n, t) float64, 1 where the probe of a layer is correct for a test document, else 0; layers in order.
@@ -102,7 +107,8 @@ def health_estimate(correct: Floats, resampled: Floats, group: Ints) -> Estimate
         return last
     if groups <= 1 or math.isnan(value) or curve.min() == 0:
         return Estimate(value, math.nan, math.nan)
-    deviations = (resampled - resampled.mean(0)) * math.sqrt(groups / (groups - 1) * float(np.median(inflation)))
+    usual = float(np.median(inflation))
+    deviations = (resampled - resampled.mean(0)) * math.sqrt(groups / (groups - 1) * usual)
     centres, errors = [value], []
     for centre in _without_noise(curve, deviations):
         scores = _score(centre + deviations, DECAY)
@@ -112,27 +118,31 @@ def health_estimate(correct: Floats, resampled: Floats, group: Ints) -> Estimate
     gain = paired_difference(correct[-1] - correct[0], resampled[:, -1] - resampled[:, 0], group)
     _, growth, volatility, end = _parts(curve, DECAY)
     t = critical_t(groups)
+    mean = estimate(float(curve.mean()), resampled.mean(1), groups=groups, bounds=SHARE, inflation=usual)
+    lower_noise = max(1.0, mean.low * (1 - mean.low) / (mean.value * (1 - mean.value))) if mean.value < 1 else 1.0
 
-    def distance(slope: float, side: float, noise: Floats) -> float:
+    def distance(slope: float, side: float, noise: Floats, variance: float = 1.0) -> float:
         """Return the length of a side: that of the score, and what resampling misses of one of its parts."""
         missed = max(0.0, side**2 - (t * float(noise.std())) ** 2)
-        return math.sqrt((t * max(errors)) ** 2 + slope**2 * missed)
+        return math.sqrt(variance * (t * max(errors)) ** 2 + slope**2 * missed)
 
     # By how much the score changes with the last accuracy if the others change in proportion, and if they do not.
-    below = distance(float((1 + growth) * volatility), last.value - last.low, deviations[:, -1])
+    below = distance(float((1 + growth) * volatility), last.value - last.low, deviations[:, -1], lower_noise)
     above = distance(float(volatility * end / curve[0]), gain.high - gain.value, deviations[:, -1] - deviations[:, 0])
     return Estimate(value, min(centres) - below, max(centres) + above)
 
 
-def _without_noise(curve: Floats, deviations: Floats) -> tuple[Floats, Floats]:
-    """Shrink a curve towards the straight line between its ends, as far as its changes are noise.
+def _without_noise(curve: Floats, deviations: Floats) -> list[Floats]:
+    """Return what may be the curve without the changes that are noise.
 
     Args:
         curve: (n,) accuracies, n of at least 2.
         deviations: (B, n) noise of the curve.
 
     Returns:
-        The curve if the noise is one standard error larger than expected, and if it is one smaller, (n,) each.
+        Curves with the same ends, (n,) each: shrunk towards the straight line between them, if the noise is one
+        standard error larger than expected and if it is one smaller; and, where some changes but not all exceed their
+        noise, with those changes and the mean of the others in place of each other one.
     """
     line = np.linspace(curve[0], curve[-1], len(curve))
     slopes = (deviations[:, -1:] - deviations[:, :1]) / (len(curve) - 1)
@@ -144,7 +154,13 @@ def _without_noise(curve: Floats, deviations: Floats) -> tuple[Floats, Floats]:
         result: Floats = line + math.sqrt(max(0.0, share)) * (curve - line)
         return result
 
-    return shrunk(float(noise.mean() + noise.std())), shrunk(max(0.0, float(noise.mean() - noise.std())))
+    curves = [shrunk(float(noise.mean() + noise.std())), shrunk(max(0.0, float(noise.mean() - noise.std())))]
+    changes = np.diff(curve)
+    true = np.abs(changes - np.median(changes)) > CLEAR * np.diff(deviations, axis=1).std(0)
+    if true.any() and not true.all():
+        changes = np.where(true, changes, changes[~true].mean())
+        curves.append(curve[0] + np.concatenate([[0.0], changes.cumsum()]))
+    return curves
 
 
 def health(accuracies: Floats, decay: float = DECAY) -> Health:

@@ -140,7 +140,40 @@ def test_feature_health_scores_of_jagged_curves() -> None:
         for layers in LAYERS
     ]
     shown = " | ".join(f"{start:.0%} to {end:.0%}" for start, end in ends)
-    assert min(table(f"groups | documents per group | ICC | layers | {shown}", rows)) >= 0.80
+    assert min(table(f"groups | documents per group | ICC | layers | {shown}", rows)) >= 0.90
+
+
+def test_feature_health_scores_of_other_curves() -> None:
+    """Shapes that the rule was not made on, and layers that correlate less."""
+
+    def shape(name: str, start: float, end: float, layers: int) -> list[float]:
+        line, numbers = np.linspace(start, end, layers), np.arange(layers)
+        middle = (numbers > 0) & (numbers < layers - 1)
+        return (
+            {
+                "step": np.where(numbers < layers // 2, start, end),
+                "dip": line - 0.1 * ((numbers >= layers // 3) & (numbers < 2 * layers // 3)),
+                "waves": line + 0.03 * middle * np.where(numbers // 3 % 2, 1, -1),
+                "5 points in turn": line + 0.05 * middle * np.where(numbers % 2, 1, -1),
+            }[name]
+            .clip(max=0.995)
+            .tolist()
+        )  # type: ignore[no-any-return]
+
+    ends = [(0.4, 0.9), (0.8, 0.8), (0.95, 0.99), (0.9, 0.7)]
+    rows: list[Row] = [
+        (
+            (name, layers, groups, sizes, icc, rho),
+            [partial(health_coverage, groups, shape(name, *each, layers), icc, rho, sizes, 250) for each in ends],
+        )
+        for name in ("step", "dip", "waves", "5 points in turn")
+        for layers in (12, 28)
+        for groups, sizes, icc in [(20, "3", 0.0), (60, "1 to 9", 0.5), (150, "1 to 9", 0.8)]
+        for rho in (0.5, 0.9)
+    ]
+    shown = " | ".join(f"{start:.0%} to {end:.0%}" for start, end in ends)
+    header = f"curve | layers | groups | documents per group | ICC | correlation of layers | {shown}"
+    assert min(table(header, rows)) >= 0.90
 
 
 def test_permutations_of_labels() -> None:
