@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.answer_folders import baseline, diagnosed, model, section_of, unread
+from support.answer_folders import baseline, diagnosed, guessing, model, section_of, unread
 from support.run_folders import Folder, outcomes
 
 from medmllm_plugins.report.answer import next_step
@@ -86,6 +86,18 @@ def test_without_a_loss_the_reference_comes_first(tmp_path: Path) -> None:
     assert command.line.endswith("med_cls_toy:order=varied,med_cls_toy:paraphrase=all,med_cls_toy:image=blank")
 
 
+def test_a_useless_reference_is_to_be_replaced(tmp_path: Path) -> None:
+    made = diagnosed(tmp_path, {})
+    path = made.folder / "med_probe_toy.probes.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vision = next(effect for effect in content["diagnosis"]["effects"] if effect["mode"] == "vision")
+    vision["verdict"] = "cannot tell"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (step,) = section_of(made, baseline(tmp_path, guessing(outcomes()))).answer.steps
+    assert step.commands[0].line.endswith("--method timm:resnet18")
+    assert step.hypothesis.startswith("If the tower loses the class, a reference classifier reads more")
+
+
 def test_without_probes_the_step_is_to_probe(tmp_path: Path) -> None:
     made = model(tmp_path, "model-a")
     made.manifest["command"]["model_args"] = "pretrained=hub/tiny,api_key=secret"
@@ -118,6 +130,18 @@ def test_a_repair_that_was_run_is_measured(tmp_path: Path, helps: bool) -> None:
         )
     else:
         assert step.observation == "None of 2 repairs that were tried helps."
+
+
+def test_repairs_that_change_nothing_where_nothing_is_lost_are_no_news(tmp_path: Path) -> None:
+    def step(change: dict[str, Any], *, helps: bool) -> str:
+        root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        made = diagnosed(root, change).answers("med_cls_toy", outcomes()).repairs("med_cls_toy", helps=helps)
+        (step,) = section_of(made.write()).answer.steps
+        return step.kind
+
+    assert step({"supported": []}, helps=False) == "no_loss"
+    assert step({"supported": []}, helps=True) == "repaired"
+    assert step({"named": "connector", "supported": ["connector"]}, helps=False) == "not_repaired"
 
 
 def test_the_step_is_about_the_best_model_that_was_probed(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def next_steps(dataset: DatasetRuns, verdicts: Sequence[Verdict]) -> tuple[NextS
 def _step(dataset: DatasetRuns, verdict: Verdict) -> NextStep:
     """Return the next step for one model."""
     studied = _study(dataset, verdict)
-    if studied is not None:
+    # Where probes support no loss, repairs that change nothing are no news.
+    lossless = bool(verdict.probed) and not verdict.unread and _stages(verdict.diagnosis) is None
+    if studied is not None and not (lossless and _best(studied[1]) is None):
         return _repaired(dataset, verdict, *studied)
     result = _diagnosed_result(dataset, verdict)
     baseline = _baseline(verdict)
@@ -133,7 +135,8 @@ def _step(dataset: DatasetRuns, verdict: Verdict) -> NextStep:
             repair = ("label_repair", commands.repair_command(result, candidates))
         return _made(kind, dataset, verdict, [repair, baseline])
     diagnose = ("label_diagnose", commands.diagnose_command(result.run) if baseline[1] else "")
-    return _made("no_loss", dataset, verdict, [baseline, diagnose, robustness])
+    suggested = [baseline, diagnose, robustness]
+    return _made("no_loss", dataset, verdict, suggested, needs_reference=bool(baseline[1]))
 
 
 def _stages(diagnosis: Diagnosis) -> tuple[str, list[str]] | None:
