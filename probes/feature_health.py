@@ -159,7 +159,8 @@ def _without_noise(curve: Floats, deviations: Floats) -> list[Floats]:
     true = np.abs(changes - np.median(changes)) > CLEAR * np.diff(deviations, axis=1).std(0)
     if true.any() and not true.all():
         changes = np.where(true, changes, changes[~true].mean())
-        curves.append(curve[0] + np.concatenate([[0.0], changes.cumsum()]))
+        steps = curve[0] + np.concatenate([[0.0], changes.cumsum()])
+        curves.append(steps.clip(curve.min(), curve.max()))
     return curves
 
 

@@ -144,7 +144,7 @@ def test_feature_health_scores_of_jagged_curves() -> None:
 
 
 def test_feature_health_scores_of_other_curves() -> None:
-    """Shapes that the rule was not made on, and layers that correlate less."""
+    """Other shapes, and layers that correlate less."""
 
     def shape(name: str, start: float, end: float, layers: int) -> list[float]:
         line, numbers = np.linspace(start, end, layers), np.arange(layers)
@@ -174,6 +174,38 @@ def test_feature_health_scores_of_other_curves() -> None:
     shown = " | ".join(f"{start:.0%} to {end:.0%}" for start, end in ends)
     header = f"curve | layers | groups | documents per group | ICC | correlation of layers | {shown}"
     assert min(table(header, rows)) >= 0.90
+
+
+def random_curve(generator: np.random.Generator) -> tuple[str, list[float]]:
+    """Draw a curve of one of five kinds, with 5 to 32 layers."""
+    layers = int(generator.choice([5, 8, 16, 24, 32]))
+    kind = str(generator.choice(["monotone", "walk", "bumps", "saturating", "late"]))
+    start, end = np.sort(generator.uniform(0.35, 0.97, 2))
+    numbers = np.arange(layers)
+    curve = {
+        "monotone": start + (end - start) * np.sort(generator.random(layers)),
+        "walk": generator.uniform(0.5, 0.9) + np.cumsum(generator.normal(0, 0.025, layers)),
+        "bumps": end - 0.15 * (generator.random(layers) < 0.2),
+        "saturating": end - (end - start) * np.exp(-5 * numbers / layers),
+        "late": np.where(numbers < 0.8 * layers, start, end) + generator.normal(0, 0.01, layers),
+    }[kind]
+    return kind, curve.clip(0.2, 0.99).tolist()
+
+
+def test_feature_health_scores_of_random_curves() -> None:
+    """Curves that were drawn when the rule was complete."""
+    generator = np.random.default_rng(2027)
+    rows: list[Row] = []
+    for _ in range(100):
+        kind, curve = random_curve(generator)
+        groups, sizes, icc = [(25, "3", 0.4), (50, "1 to 9", 0.2), (120, "1 to 9", 0.8), (200, "1", 0.0)][
+            int(generator.integers(4))
+        ]
+        rho = float(generator.choice([0.3, 0.6, 0.9]))
+        setting = (kind, len(curve), groups, sizes, icc, rho)
+        rows.append((setting, [partial(health_coverage, groups, curve, icc, rho, sizes, 250)]))
+    shares = table("curve | layers | groups | documents per group | ICC | correlation of layers | coverage", rows)
+    assert sum(share >= 0.92 for share in shares) >= 95 and min(shares) >= 0.8
 
 
 def test_permutations_of_labels() -> None:
