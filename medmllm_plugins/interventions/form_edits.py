@@ -75,7 +75,7 @@ def scale(factor: float) -> Edit:
 
 
 def project(seed: int, rank: float) -> Edit:
-    """Project to a random subspace of so many dimensions, and embed it again at the same total variance."""
+    """Project to a random subspace of a given dimension, and embed it again at the same total variance."""
 
     def edit(output: Tensor) -> Tensor:
         width = output.shape[-1]

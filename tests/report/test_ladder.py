@@ -116,24 +116,25 @@ def test_no_arrow_starts_at_a_reference_that_is_no_better_than_guessing(tmp_path
     assert "not used: no better than guessing" in drawing.alt and "not used:" in drawing.svg
 
 
-def test_without_a_reference_its_rung_says_so(tmp_path: Path) -> None:
-    made = probed(tmp_path / "a")
+def without_reference(folder: Path) -> Folder:
+    """A run whose diagnosis had no reference classifier."""
+    made = probed(folder)
     path = made.folder / "med_probe_toy.probes.json"
     record = json.loads(path.read_text("utf-8")) | {"reference": None, "reference_name": ""}
     record["diagnosis"]["effects"][0]["loss"] = None
     record["diagnosis"]["stages"] = record["diagnosis"]["stages"][1:]
     path.write_text(json.dumps(record), "utf-8")
+    return made
+
+
+def test_without_a_reference_its_rung_says_so(tmp_path: Path) -> None:
+    made = without_reference(tmp_path / "a")
     (ladder,) = ladders_of(made)
     assert ladder.rungs[0].note == "not run" and [step.start for step in ladder.steps] == [1, 2, 3]
 
 
 def test_a_reference_that_was_run_after_the_diagnosis_has_a_dot_and_no_arrow(tmp_path: Path) -> None:
-    made = probed(tmp_path / "a")
-    path = made.folder / "med_probe_toy.probes.json"
-    record = json.loads(path.read_text("utf-8")) | {"reference": None, "reference_name": ""}
-    record["diagnosis"]["effects"][0]["loss"] = None
-    record["diagnosis"]["stages"] = record["diagnosis"]["stages"][1:]
-    path.write_text(json.dumps(record), "utf-8")
+    made = without_reference(tmp_path / "a")
     baseline = Folder(tmp_path / "b", "baseline pixels", baseline="pixels").answers(
         "med_cls_toy", outcomes(skill=3, seed=9)
     )
